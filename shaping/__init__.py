@@ -1,0 +1,1 @@
+"""Potentials into rewards: policy-invariant shaping around any environment."""
