@@ -1,4 +1,4 @@
-"""The one interface: how far along is this?
+"""The one interface for the one question, how far along is this.
 
 A robot episode, a live camera stream and a chain of thought are the same thing: a task plus a growing prefix of steps.
 Every model answers with the *potential* Φ in [0, 1] after each step. Scoring live, scoring offline and searching a tree
