@@ -1,0 +1,1 @@
+"""Episodes: how robot traces are stored, read, decoded and sampled."""

@@ -1,0 +1,24 @@
+"""The door to OpenCV: images into bytes and back."""
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from ..errors import TraceError
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 85) -> bytes:
+    """JPEG file of an RGB image in [0, 255]; `quality` in [1, 100], higher is larger and closer to the image.
+
+    Raises `TraceError` if the image is not an (h, w, 3) array of unsigned bytes, or the quality is out of range.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise TraceError(
+            f"image of shape {image.shape} and dtype {image.dtype}; expected (h, w, 3) RGB in uint8 to encode as JPEG"
+        )
+    if not 1 <= quality <= 100:
+        raise TraceError(f"JPEG quality is {quality}; expected 1 (smallest) to 100 (closest)")
+    encoded, buffer = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not encoded:
+        raise TraceError(f"OpenCV could not encode an image of shape {image.shape} as JPEG; both sides must be < 65536")
+    return buffer.tobytes()
