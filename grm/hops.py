@@ -39,7 +39,7 @@ def apply_hop(phi: ArrayLike, hop: ArrayLike) -> Float[np.ndarray, "*batch"]:
     return _apply_hop(_potential(phi), _hop(hop))
 
 
-def hops_between(potentials: ArrayLike) -> Float[np.ndarray, "T-1 *batch"]:
+def hops_between(potentials: ArrayLike) -> Float[np.ndarray, "hops *batch"]:
     """Hops between neighbours of T >= 1 potentials, time first: shape (T, *batch) to (T - 1, *batch).
 
     Raises `TraceError` if a potential is outside [0, 1] or there is none. NaN makes the hops on both sides of it NaN.
@@ -50,7 +50,7 @@ def hops_between(potentials: ArrayLike) -> Float[np.ndarray, "T-1 *batch"]:
     return _hop_between(values[:-1], values[1:])
 
 
-def fold_hops(start: ArrayLike, hops: ArrayLike) -> Float[np.ndarray, "T+1 *batch"]:
+def fold_hops(start: ArrayLike, hops: ArrayLike) -> Float[np.ndarray, "potentials *batch"]:
     """Potentials reached from `start` (*batch) by T hops (T, *batch), the start included; inverse of `hops_between`.
 
     After an abstention (NaN) the potential is unknown, hence NaN, from there on: a hop says how far from where, and
@@ -74,7 +74,7 @@ def _hop_between(phi: np.ndarray, next_phi: np.ndarray) -> np.ndarray:
     change = np.asarray(next_phi - phi)
     room = np.where(change < 0, phi, 1.0 - phi)
     # With no room there is no change either: 0/1 instead of 0/0. NaN in `change` survives the division.
-    return change / np.where(room == 0, 1.0, room)
+    return np.asarray(change / np.where(room == 0, 1.0, room))
 
 
 def _apply_hop(phi: np.ndarray, hop: np.ndarray) -> np.ndarray:
