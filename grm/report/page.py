@@ -1,0 +1,265 @@
+"""One run as one HTML file: what happened, the clips with their potential, the learning curves, the numbers.
+
+The file is self-contained (pictures, style and script are inside, and its content security policy forbids the network),
+so it can be mailed, archived beside the results and opened years later.
+"""
+
+import base64
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
+
+from ..data.video import encode_jpeg
+from ..errors import OutputError, TraceError
+
+WINDOW = 20
+"""Rollouts in the moving average of a learning curve."""
+PICTURE_BUDGET_BYTES = 7_000_000
+"""Pictures are encoded at the first of `QUALITIES` that fits, so that a page stays below 8 MB."""
+QUALITIES = (88, 78, 66, 50, 35)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clip:
+    """One episode to look at: T frames from every view and what the model said after each.
+
+    Raises `TraceError` on construction where lengths disagree, or where a judged number is not one.
+    """
+
+    title: str
+    """What the reader sees, in words: 'Expert demonstration', 'A failed rollout (number 12)'."""
+    views: Mapping[str, UInt8[np.ndarray, "T _ _ 3"]]
+    """RGB frames by camera name; sizes may differ between cameras."""
+    rate_hz: float
+    """Frames per second of the episode's own time."""
+    potential: Float[np.ndarray, " T"]
+    """Φ in [0, 1] after each frame; NaN where the model abstained."""
+    spread: Float[np.ndarray, " T"]
+    """One standard deviation of `potential`; NaN where the model abstained."""
+    judged: Bool[np.ndarray, " T"]
+    outcome: bool
+    """Whether the episode ended in success."""
+    truth: Float[np.ndarray, " T"] | None = None
+    """True progress in [0, 1], where a simulator knows it."""
+    success_probability: Float[np.ndarray, " T"] | None = None
+    """P(the task is done) in [0, 1], from a head of its own; NaN where the model abstained."""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rate_hz) and self.rate_hz > 0):
+            raise TraceError(f"clip {self.title!r} plays at {self.rate_hz} Hz; expected a positive, finite rate")
+        if self.potential.ndim != 1 or len(self.potential) == 0:
+            raise TraceError(
+                f"clip {self.title!r} has a potential of shape {self.potential.shape}; "
+                f"expected one number per frame, at least one"
+            )
+        if not self.views:
+            raise TraceError(f"clip {self.title!r} has no views; expected at least one camera's frames")
+        length = len(self.potential)
+        for name, frames in self.views.items():
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+                raise TraceError(
+                    f"view {name!r} of clip {self.title!r} has shape {frames.shape} and dtype {frames.dtype}; "
+                    f"expected (T, h, w, 3) RGB in uint8"
+                )
+            if len(frames) != length:
+                raise TraceError(
+                    f"view {name!r} of clip {self.title!r} has {len(frames)} frames for {length} potentials; "
+                    f"expected one frame per judged step"
+                )
+        for name in ("spread", "judged", "truth", "success_probability"):
+            series = getattr(self, name)
+            if series is not None and series.shape != (length,):
+                raise TraceError(
+                    f"{name} of clip {self.title!r} has shape {series.shape}; expected ({length},), like its potential"
+                )
+        judged = self.potential[self.judged]
+        if not ((judged >= 0) & (judged <= 1)).all():
+            raise TraceError(
+                f"clip {self.title!r} has judged potentials outside [0, 1]; "
+                f"expected numbers within it, and NaN only where `judged` is False"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Curve:
+    """How one arm of the experiment learned: one point per rollout, in the order they happened.
+
+    Several curves may share an `arm` (one per seed); they share its colour. Raises `TraceError` on construction where
+    lengths disagree, rollouts do not increase, or a success is outside [0, 1].
+    """
+
+    arm: str
+    rollout: Integer[np.ndarray, " N"]
+    """Which rollout, increasing."""
+    success: Float[np.ndarray, " N"]
+    """1 where the rollout succeeded, 0 where it did not."""
+
+    def __post_init__(self) -> None:
+        if self.rollout.ndim != 1 or self.rollout.shape != self.success.shape or len(self.rollout) == 0:
+            raise TraceError(
+                f"curve {self.arm!r} has {self.rollout.shape} rollouts and {self.success.shape} successes; "
+                f"expected two vectors of one length, at least 1"
+            )
+        if not (np.diff(self.rollout) > 0).all():
+            raise TraceError(f"the rollouts of curve {self.arm!r} do not increase; expected them in the order they ran")
+        if not ((self.success >= 0) & (self.success <= 1)).all():
+            raise TraceError(f"curve {self.arm!r} has a success outside [0, 1]; expected 0 or 1 for every rollout")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunPage:
+    """Everything the page shows; sections without content are left out."""
+
+    title: str
+    """The task, as a person would say it: 'Unlock the door'."""
+    subtitle: str
+    """The small line above it: which command, task and seed."""
+    verdict: str
+    """One sentence: what came out."""
+    clips: Sequence[Clip] = ()
+    curves: Sequence[Curve] = ()
+    table_headers: Sequence[str] = ()
+    table_rows: Sequence[Sequence[str | float]] = ()
+    settings: Mapping[str, str | float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    """Plain sentences about what happened, what is known and what is not."""
+
+    def __post_init__(self) -> None:
+        for row in self.table_rows:
+            if len(row) != len(self.table_headers):
+                raise TraceError(
+                    f"table row {list(row)!r} has {len(row)} cells; expected {len(self.table_headers)}, one per header"
+                )
+
+
+def write_page(page: RunPage, path: Path) -> None:
+    """Write the page to `path`, replacing what was there; missing folders are made.
+
+    Raises `OutputError` if the file cannot be written.
+    """
+    content = _render(page)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the report to {path} ({error.strerror}); "
+            f"expected a file name in a writable folder with free space"
+        ) from error
+
+
+def moving_average(success: Float[np.ndarray, " N"], window: int = WINDOW) -> Float[np.ndarray, " N"]:
+    """Mean of the last `window` entries up to and including each; of all of them so far while there are fewer."""
+    total = np.concatenate([[0.0], np.cumsum(success)])
+    end = np.arange(1, len(success) + 1)
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)
+
+
+def _render(page: RunPage) -> str:
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    parts = {
+        "title": html.escape(page.title),
+        "subtitle": html.escape(page.subtitle),
+        "verdict": html.escape(page.verdict),
+        "table": _table(page),
+        "notes": "".join(f"<li>{html.escape(note)}</li>" for note in page.notes),
+        "settings": "".join(
+            f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(_cell(value))}</dd></div>"
+            for name, value in page.settings.items()
+        ),
+        "window": str(WINDOW),
+        "data": _json({"window": WINDOW, "clips": _clips(page.clips), "curves": [_curve(c) for c in page.curves]}),
+    }
+    for name, shown in {
+        "clips": page.clips,
+        "curves": page.curves,
+        "rows": page.table_rows,
+        "notes": page.notes,
+        "settings": page.settings,
+    }.items():
+        parts[f"hide_{name}"] = "" if shown else "hidden"
+    # One pass over the template, so that braces in the run's own text can never be taken for a slot.
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], template)
+
+
+def _json(value: object) -> str:
+    # Inside <script>, "</script>" and "<!--" end or swallow the block whatever the quoting: no "<" may be left in it.
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _cell(value: str | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(page: RunPage) -> str:
+    def is_number(cell: str | float) -> bool:
+        return not isinstance(cell, str) or re.match(r"[-+−]?\d", cell) is not None
+
+    # A column is set like numbers when most of it is: "0.85 ± 0.05" and "12 %" count, a stray dash does not spoil it.
+    numeric = [sum(map(is_number, column)) * 2 > len(column) for column in zip(*page.table_rows, strict=True)]
+    numeric = numeric or [False] * len(page.table_headers)
+    style = [' class="number"' if n else "" for n in numeric]
+    head = "".join(f'<th scope="col"{s}>{html.escape(h)}</th>' for h, s in zip(page.table_headers, style, strict=True))
+    body = ""
+    for row in page.table_rows:
+        first, *rest = (html.escape(_cell(cell)) for cell in row)
+        cells = "".join(f"<td{s}>{cell}</td>" for cell, s in zip(rest, style[1:], strict=True))
+        body += f'<tr><th scope="row"{style[0]}>{first}</th>{cells}</tr>'
+    return f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+
+
+def _curve(curve: Curve) -> dict[str, object]:
+    return {
+        "arm": curve.arm,
+        "rollout": curve.rollout.tolist(),
+        "success": curve.success.tolist(),
+        "average": np.round(moving_average(curve.success), 4).tolist(),
+    }
+
+
+def _clips(clips: Sequence[Clip]) -> list[dict[str, object]]:
+    pictures: list[dict[str, list[bytes]]] = []
+    for quality in QUALITIES:
+        pictures = [
+            {name: [encode_jpeg(frame, quality) for frame in frames] for name, frames in clip.views.items()}
+            for clip in clips
+        ]
+        encoded = sum(len(jpeg) for views in pictures for frames in views.values() for jpeg in frames)
+        if encoded * 4 / 3 <= PICTURE_BUDGET_BYTES:
+            break
+    return [_clip(clip, views) for clip, views in zip(clips, pictures, strict=True)]
+
+
+def _clip(clip: Clip, pictures: Mapping[str, Sequence[bytes]]) -> dict[str, object]:
+    return {
+        "title": clip.title,
+        "outcome": bool(clip.outcome),
+        "rate_hz": float(clip.rate_hz),
+        "views": [
+            {
+                "name": name,
+                "height": clip.views[name].shape[1],
+                "width": clip.views[name].shape[2],
+                "frames": [base64.b64encode(jpeg).decode("ascii") for jpeg in frames],
+            }
+            for name, frames in pictures.items()
+        ],
+        "potential": _series(clip.potential, clip.judged),
+        "spread": _series(clip.spread, clip.judged),
+        "truth": None if clip.truth is None else _series(clip.truth),
+        "success": None if clip.success_probability is None else _series(clip.success_probability),
+    }
+
+
+def _series(values: Float[np.ndarray, " T"], shown: Bool[np.ndarray, " T"] | None = None) -> list[float | None]:
+    """Numbers for JSON, which has no NaN: an abstention is null, and the page leaves a gap."""
+    finite = np.isfinite(values) if shown is None else np.isfinite(values) & shown
+    return [round(float(v), 4) if ok else None for v, ok in zip(values, finite, strict=True)]
