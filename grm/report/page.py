@@ -200,11 +200,12 @@ def _cell(value: str | float) -> str:
 
 
 def _table(page: RunPage) -> str:
-    def is_number(cell: str | float) -> bool:
-        return not isinstance(cell, str) or re.match(r"[-+−]?\d", cell) is not None
+    def is_numeric(column: Sequence[str | float]) -> bool:
+        # "0.85 ± 0.05", "18 / 20" and "2 min" are set like numbers; a dash says nothing either way.
+        cells = [_cell(cell) for cell in column if _cell(cell) not in ("", "-", "–", "—")]
+        return bool(cells) and all(re.match(r"[-+−<>≈]?\s?\d", cell) for cell in cells)
 
-    # A column is set like numbers when most of it is: "0.85 ± 0.05" and "12 %" count, a stray dash does not spoil it.
-    numeric = [sum(map(is_number, column)) * 2 > len(column) for column in zip(*page.table_rows, strict=True)]
+    numeric = [is_numeric(column) for column in zip(*page.table_rows, strict=True)]
     numeric = numeric or [False] * len(page.table_headers)
     style = [' class="number"' if n else "" for n in numeric]
     head = "".join(f'<th scope="col"{s}>{html.escape(h)}</th>' for h, s in zip(page.table_headers, style, strict=True))
