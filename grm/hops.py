@@ -65,8 +65,8 @@ def fold_hops(start: ArrayLike, hops: ArrayLike) -> Float[np.ndarray, "potential
         )
     potentials = np.empty((len(changes) + 1, *first.shape))
     potentials[0] = first
-    for t, change in enumerate(changes):
-        potentials[t + 1] = _apply_hop(potentials[t], change)
+    for t in range(len(changes)):
+        potentials[t + 1] = _apply_hop(potentials[t, ...], changes[t, ...])
     return potentials
 
 
