@@ -20,6 +20,9 @@ class VecPotentialShaping(VecEnvWrapper):
     returned observation then begins a new episode. A final observation is judged also where it terminated: for the
     record, not for the reward.
 
+    The environments must return fresh arrays: `DummyVecEnv` keeps the terminal observation by reference and resets
+    before anyone can look, so an environment that reuses one buffer shows the next episode's first picture there.
+
     Wrap it around the environments themselves, inside of anything that drops images (`VecExtractDictObs`), stacks
     frames or normalises rewards. N-step returns (`NStepReplayBuffer`) telescope if `gamma` is theirs.
     `reset_infos[i]` carries what `info` of a reset carries.
