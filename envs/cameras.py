@@ -1,24 +1,21 @@
 """Multi-view offscreen rendering for any gymnasium MuJoCo environment, at MuJoCo's own speed.
 
 The cost of software rendering is not the pixels but four flags and multisampling: shadows, reflections, skybox, haze.
-`fast` turns them off, which is 20 to 30 times faster and leaves geometry and colour as they were; `faithful` keeps them.
+`fast` turns them off, which is 20 to 30 times faster and leaves geometry as it was; `faithful` keeps them.
 """
 
+import atexit
 import os
-import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
 from grm.errors import RendererError, TaskError
-
-if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco at import; without it a headless machine tries GLFW
-
-import mujoco
 
 Quality = Literal["fast", "faithful"]
 View = UInt8[np.ndarray, "h w 3"]
@@ -32,6 +29,15 @@ _COSTLY_FLAGS = (
     mujoco.mjtRndFlag.mjRND_SKYBOX,
     mujoco.mjtRndFlag.mjRND_HAZE,
 )
+
+_open: "weakref.WeakSet[Cameras]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Free what is still open before MuJoCo terminates the display, which otherwise ends in a traceback at exit."""
+    for cameras in list(_open):
+        cameras.close()
 
 
 class Cameras:
@@ -75,10 +81,12 @@ class Cameras:
             # The platforms' own errors range from a failed assertion in PyOpenGL to a missing attribute on None.
             raise RendererError(
                 f"offscreen rendering failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')}: {error}; "
-                f"on Debian or Ubuntu `apt-get install libegl1 libgl1` and MUJOCO_GL=egl work; see `grm doctor`"
+                f"expected a working GL: `apt-get install libegl1 libgl1` on Debian or Ubuntu, and MUJOCO_GL=egl set "
+                f"before mujoco is imported (`import envs` does); see `grm doctor`"
             ) from error
         finally:
             model.vis.quality.offsamples = samples
+        _open.add(self)
         if quality == "fast":
             for flag in _COSTLY_FLAGS:
                 self._renderer.scene.flags[flag] = 0

@@ -1,0 +1,236 @@
+"""Demonstrations and controlled failures: scripted behaviours to episodes whose every frame knows its progress.
+
+A learner visits what no expert shows. So beside the expert there are behaviours that fail, nearly fail, detour, stall,
+undo and recover; the prover's time-to-go labels every frame of them, on or off the demonstration.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from grm.data.episodes import Episode, SubTask
+from grm.errors import TaskError, TraceError
+
+from .cameras import PIXELS
+from .metaworld import MetaWorldEnv, ScriptedPolicy
+
+Action = Float[np.ndarray, " 4"]
+Behaviour = Callable[[np.random.Generator, int], Callable[[int, MetaWorldEnv], Action]]
+"""(generator, horizon) to a function of decision and environment to action."""
+
+
+def _expert(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+    """The scripted expert, in a speed and a steadiness of its own."""
+    speed, noise = generator.uniform(0.6, 1.0), generator.uniform(0.0, 0.15)
+
+    def act(step: int, env: MetaWorldEnv) -> Action:
+        action = env.expert_action()
+        action[:3] *= speed
+        return action + generator.normal(0, noise, 4)
+
+    return act
+
+
+def _noisy(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+    """An expert with heavy, correlated noise: a half-trained policy."""
+    scale, memory, noise = generator.uniform(0.3, 1.0), generator.uniform(0.0, 0.9), np.zeros(4)
+
+    def act(step: int, env: MetaWorldEnv) -> Action:
+        nonlocal noise
+        noise = memory * noise + np.sqrt(1 - memory**2) * generator.normal(0, scale, 4)
+        return env.expert_action() + noise
+
+    return act
+
+
+def _random(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+    """Holds a random saturated action for a while, then another: an untrained policy, pushing at the walls."""
+    action = generator.uniform(-1, 1, 4)
+
+    def act(step: int, env: MetaWorldEnv) -> Action:
+        nonlocal action
+        if generator.random() < 0.1:
+            action = np.clip(generator.normal(0, 0.8, 4), -1, 1)
+        return action
+
+    return act
+
+
+def _interrupted(disturb: Callable[[np.random.Generator, MetaWorldEnv], Action], *, recover: bool) -> Behaviour:
+    """An expert disturbed from a random moment on, for a while (then it recovers) or to the end (a failure)."""
+
+    def behaviour(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+        expert = _expert(generator, horizon)
+        start = int(generator.integers(2, 45))
+        length = int(generator.integers(5, 20)) if recover else horizon
+
+        def act(step: int, env: MetaWorldEnv) -> Action:
+            if start <= step < start + length:
+                return disturb(generator, env)
+            return expert(step, env)
+
+        return act
+
+    return behaviour
+
+
+def _held(draw: Callable[[np.random.Generator], Action], *, recover: bool) -> Behaviour:
+    """Disturbed by one drawn action, held with a little noise."""
+
+    def behaviour(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+        action = draw(generator)
+        return _interrupted(lambda g, env: action + g.normal(0, 0.1, 4), recover=recover)(generator, horizon)
+
+    return behaviour
+
+
+def _near_miss(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+    """The expert aiming beside object or goal by a few centimetres: it does everything right in the wrong place."""
+    offset = np.zeros(39)
+    shift = generator.normal(0, 1, 3) * (1, 1, 0.5)
+    shift *= generator.uniform(0.03, 0.1) / np.linalg.norm(shift)
+    which = generator.random()
+    if which < 0.7:
+        offset[4:7] = offset[22:25] = shift
+    if which > 0.5:
+        offset[36:39] = shift
+    policies: dict[str, ScriptedPolicy] = {}
+
+    def act(step: int, env: MetaWorldEnv) -> Action:
+        policy = policies.setdefault(env.task, ScriptedPolicy(env.task))
+        return policy(env.raw_state + offset) + generator.normal(0, 0.05, 4)
+
+    return act
+
+
+def _drop(generator: np.random.Generator, env: MetaWorldEnv) -> Action:
+    return np.append(env.expert_action()[:3] * 0.5, -1.0)
+
+
+def _undo(generator: np.random.Generator, env: MetaWorldEnv) -> Action:
+    action = -env.expert_action()
+    action[3] = -action[3]
+    return action
+
+
+def _draw_wander(generator: np.random.Generator) -> Action:
+    return np.clip(generator.normal(0, 0.7, 4), -1, 1)
+
+
+def _draw_stall(generator: np.random.Generator) -> Action:
+    return np.array([0.0, 0.0, 0.0, generator.choice([-1.0, 0.0, 1.0])])
+
+
+BEHAVIOURS: Mapping[str, Behaviour] = {
+    "expert": _expert,
+    "noisy": _noisy,
+    "random": _random,
+    "near-miss": _near_miss,
+    "detour": _held(_draw_wander, recover=True),
+    "stall": _held(_draw_stall, recover=True),
+    "drop": _interrupted(_drop, recover=True),
+    "regress": _interrupted(_undo, recover=True),
+    "wander": _held(_draw_wander, recover=False),
+    "give-up": _held(_draw_stall, recover=False),
+    "undo": _interrupted(_undo, recover=False),
+}
+"""Who may act, by name. The last three end in failure unless the task was done before they began."""
+
+OFF_DEMONSTRATION = tuple(name for name in BEHAVIOURS if name != "expert")
+
+
+def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1) -> Episode:
+    """Run one behaviour on the instance of `seed` and label every frame with its true progress.
+
+    The expert's successful run is its own label (time left over time taken). Everything else asks the prover every
+    `label_every` frames and at the end, and interpolates between. Reproducible: `seed` fixes instance and behaviour.
+
+    Raises `TaskError` for an unknown behaviour.
+    """
+    if behaviour not in BEHAVIOURS:
+        raise TaskError(f"unknown behaviour {behaviour!r}; expected one of {', '.join(BEHAVIOURS)}")
+    generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
+    observation, _ = env.reset(seed=seed)
+    act = BEHAVIOURS[behaviour](generator, env.horizon)
+    observations, actions, rewards, moments, infos = [observation], [], [], [env.snapshot()], [{}]
+    done = False
+    while not done:
+        action = np.clip(act(len(actions), env), -1, 1)
+        observation, reward, terminated, truncated, info = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+        moments.append(env.snapshot())
+        infos.append(info)
+        done = terminated or truncated
+    succeeded = env.succeeded
+    if behaviour == "expert" and succeeded:
+        progress = np.linspace(0, 1, len(observations))
+    else:
+        progress = _prove(env, moments, label_every)
+    if succeeded:
+        progress[-1] = 1.0
+    success = np.zeros(len(observations), bool)
+    success[-1] = succeeded
+    actions.append(np.append(np.zeros(3), actions[-1][3]))  # holds still: the last row's action is never taken
+    rewards.append(0.0)
+    return Episode(
+        task=env.task,
+        instruction=env.instruction,
+        views={
+            key.removeprefix(PIXELS): np.stack([o[key] for o in observations])
+            for key in observations[0]
+            if key.startswith(PIXELS)
+        },
+        rate_hz=80 / env.action_repeat,
+        state=np.stack([o["state"] for o in observations]),
+        actions=np.stack(actions).astype(np.float32),
+        rewards=np.array(rewards, np.float32),
+        success=success,
+        progress=progress.astype(np.float32),
+        behaviour=behaviour,
+        sub_tasks=_sub_tasks(infos),
+        seed=seed,
+    )
+
+
+def demonstrations(env: MetaWorldEnv, count: int, *, seed: int) -> Iterator[Episode]:
+    """Successful expert episodes on fresh instances. Raises `TraceError` if the expert fails ten times running."""
+    failures = 0
+    while count:
+        episode = record(env, "expert", seed=seed)
+        seed += 1
+        failures = 0 if episode.succeeded else failures + 1
+        if episode.succeeded:
+            count -= 1
+            yield episode
+        elif failures == 10:
+            raise TraceError(
+                f"the scripted expert of {env.task!r} failed ten times running within {env.horizon} decisions; "
+                f"expected it to succeed: raise the horizon"
+            )
+
+
+def _prove(env: MetaWorldEnv, moments: Sequence, every: int) -> Float[np.ndarray, " t"]:
+    """True progress at every moment, asked of the prover at every `every`-th and the last, interpolated between."""
+    asked = sorted({*range(0, len(moments), every), len(moments) - 1})
+    known = []
+    for index in asked:
+        env.restore(moments[index])
+        known.append(env.true_progress())
+    env.restore(moments[-1])
+    return np.interp(np.arange(len(moments)), asked, known)
+
+
+def _sub_tasks(infos: Sequence[Mapping]) -> tuple[SubTask, ...]:
+    """Keyframes from what Meta-World reports: near the object, grasped, the end."""
+    last = len(infos) - 1
+    cuts, names = [0], []
+    for key, name in (("near_object", "reach"), ("grasp_success", "grasp")):
+        first = next((t for t, info in enumerate(infos) if info.get(key, 0) > 0 and cuts[-1] < t < last), None)
+        if first is not None:
+            cuts.append(first)
+            names.append(name)
+    cuts, names = [*cuts, last], [*names, "finish"]
+    return tuple(SubTask(name=n, start=a, end=b) for n, a, b in zip(names, cuts[:-1], cuts[1:], strict=True))
