@@ -1,0 +1,39 @@
+# `make check test` is what CI runs. Everything goes through uv, so that the locked versions are the ones used.
+UV := python -m uv
+RUN := $(UV) run
+PACKAGES := grm envs policies shaping robot_io
+
+.PHONY: demo test test-all check bench build
+
+demo:  ## One demonstration in, a trained policy and a page about it out
+	$(RUN) grm demo
+
+test:  ## The default suite: no network, no GPU, a few minutes on two cores
+	$(RUN) pytest
+
+test-all:  ## Also the learning and benchmark-sized tests
+	$(RUN) pytest -m "not gpu and not hardware"
+
+check:  ## Format, lint, types, import rules
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) basedpyright
+	$(RUN) lint-imports --no-cache
+
+bench:  ## Every table of the README, in the order they depend on each other; writes benchmarks/results/
+	$(RUN) python benchmarks/render.py
+	$(RUN) python benchmarks/pretrain.py
+	$(RUN) python benchmarks/demo.py
+
+build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else
+	rm -rf dist
+	$(UV) build
+	@set -eu; room=$$(mktemp -d); trap 'rm -rf "$$room"' EXIT; \
+	$(UV) venv --quiet "$$room/venv"; \
+	$(UV) pip install --quiet --no-deps --python "$$room/venv" dist/*.whl; \
+	found=$$("$$room"/venv/bin/python -I -c 'from importlib.metadata import files; \
+	print(*sorted({p.parts[0] for p in files("grm-robotics") if not p.parts[0].endswith(".dist-info") and p.parts[0] != ".."}))'); \
+	expected=$$(printf '%s\n' $(PACKAGES) | sort | xargs); \
+	[ "$$found" = "$$expected" ] || { echo "the wheel holds: $$found; expected: $$expected" >&2; exit 1; }; \
+	"$$room"/venv/bin/python -I -c 'from importlib.resources import files; assert files("grm").joinpath("report/page.html").is_file()'; \
+	echo "the wheel installs and holds exactly: $$found"
