@@ -1,0 +1,5 @@
+"""`python -m grm` is `grm`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,214 @@
+"""The kernel's door to LeRobot: episodes to and from a LeRobotDataset v3 on disk.
+
+One `finalize()` and `resume()` per episode, because LeRobot leaves the whole data set unreadable when a process dies
+before `finalize()`: so a killed run loses at most the episode in flight. What LeRobot has no column for (task name,
+behaviour, sub-task keyframes, seed) is one JSON line per episode in `meta/grm_episodes.jsonl`.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import OutputError, TraceError
+from .episodes import Episode, SubTask
+
+IMAGES = "observation.images."
+_SIDECAR = Path("meta") / "grm_episodes.jsonl"
+
+
+class EpisodeWriter:
+    """Appends episodes to a LeRobotDataset v3 at `root`, creating it with the first one.
+
+    Views are stored as lossless H.264 with full colour resolution (tiny objects would not survive less); `progress` in
+    [0, 1], `next.reward`, `next.done` and `next.success` are columns. Raises `OutputError` if `root` exists and is not
+    such a data set, or is not writable.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        if self.root.exists() and not (self.root / "meta" / "info.json").exists():
+            raise OutputError(
+                f"{self.root} exists and is not a LeRobotDataset; expected a new folder or one that `grm collect` began"
+            )
+        if not os.access(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()), os.W_OK):
+            raise OutputError(f"{self.root} is not writable; choose a folder you may write to")
+
+    def lines(self) -> list[dict]:
+        """What was written so far: one record per episode, with its behaviour and seed."""
+        sidecar = self.root / _SIDECAR
+        return [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
+
+    def append(self, episode: Episode) -> None:
+        """Write one episode whole; when this returns, it is safe on disk."""
+        import av
+        import datasets
+        from lerobot.configs.video import RGBEncoderConfig
+        from lerobot.datasets import LeRobotDataset
+
+        av.logging.set_level(av.logging.ERROR)  # x264 prints a page of statistics per file otherwise
+        datasets.disable_progress_bars()
+        encoder = RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", preset="veryfast", crf=0, g=10)
+        if not self.lines():
+            dataset = LeRobotDataset.create(
+                f"grm/{self.root.name}",
+                round(episode.rate_hz),
+                _features(episode),
+                root=self.root,
+                robot_type="sawyer",
+                video_backend="pyav",
+                rgb_encoder=encoder,
+                streaming_encoding=True,
+                encoder_threads=1,
+            )
+        else:
+            dataset = LeRobotDataset.resume(
+                f"grm/{self.root.name}",
+                root=self.root,
+                video_backend="pyav",
+                rgb_encoder=encoder,
+                streaming_encoding=True,
+                encoder_threads=1,
+            )
+        for t in range(len(episode)):
+            dataset.add_frame(
+                {
+                    **{IMAGES + name: images[t] for name, images in episode.views.items()},
+                    "observation.state": episode.state[t],
+                    "action": episode.actions[t],
+                    "next.reward": episode.rewards[t : t + 1],
+                    "next.done": np.array([t >= len(episode) - 2]),
+                    "next.success": episode.success[min(t + 1, len(episode) - 1)][None],
+                    "progress": episode.progress[t : t + 1],
+                    "task": episode.instruction,
+                }
+            )
+        dataset.save_episode()
+        dataset.finalize()
+        line = {
+            "task": episode.task,
+            "behaviour": episode.behaviour,
+            "seed": episode.seed,
+            "success": episode.succeeded,
+            "length": len(episode),
+            "rate_hz": episode.rate_hz,
+            "sub_tasks": [asdict(sub_task) for sub_task in episode.sub_tasks],
+        }
+        with (self.root / _SIDECAR).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def count_episodes(root: Path) -> int:
+    """How many episodes a LeRobotDataset folder holds. Raises `TraceError` if it is none."""
+    info = Path(root) / "meta" / "info.json"
+    if not info.exists():
+        raise TraceError(
+            f"{root} is not a LeRobotDataset (no meta/info.json); make one with `grm collect --out {root}`"
+        )
+    return int(json.loads(info.read_text())["total_episodes"])
+
+
+def read_episodes(
+    root: Path, episodes: Sequence[int] | None = None, *, views: Sequence[str] | None = None
+) -> Iterator[Episode]:
+    """Episodes of a LeRobotDataset v3 folder, one at a time; all of them, with all views, unless named.
+
+    Raises `TraceError` for a folder that is none, an episode or view it does not have, or a video that ends early.
+    """
+    root = Path(root)
+    total = count_episodes(root)
+    wanted = list(range(total)) if episodes is None else list(episodes)
+    unknown = [index for index in wanted if not 0 <= index < total]
+    if unknown or total == 0:
+        raise TraceError(
+            f"{root} has no episode {unknown[0] if unknown else 0}; it has {total}"
+            + (f", 0 to {total - 1}" * (total > 0))
+        )
+    from lerobot.datasets import LeRobotDatasetMetadata
+
+    meta = LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
+    available = [key.removeprefix(IMAGES) for key in meta.video_keys]
+    names = available if views is None else list(views)
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise TraceError(f"{root} has no view {missing[0]!r}; it has {', '.join(available) or 'none'}")
+    sidecar = root / _SIDECAR
+    lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
+    for index in wanted:
+        yield _read(root, meta, index, names, lines[index] if index < len(lines) else {})
+
+
+def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Episode:
+    import pandas as pd
+    from lerobot.datasets.video_utils import decode_video_frames
+
+    entry = meta.episodes[index]
+    table = pd.read_parquet(root / meta.get_data_file_path(index))
+    table = table[table["episode_index"] == index].sort_values("frame_index")
+    views = {}
+    for name in names:
+        key = IMAGES + name
+        path = root / meta.get_video_file_path(index, key)
+        times = entry[f"videos/{key}/from_timestamp"] + table["timestamp"].to_numpy()
+        try:
+            frames = decode_video_frames(path, times.tolist(), 0.5 / meta.fps, "pyav", return_uint8=True)
+        except (OSError, ValueError, RuntimeError, AssertionError, IndexError) as error:
+            # What a cut or empty file raises depends on where it was cut: PyAV, torch or LeRobot itself.
+            raise TraceError(
+                f"video {path} of episode {index} does not decode to its {len(table)} frames ({type(error).__name__}); "
+                f"expected a whole file: it may be truncated; record or copy the episode again"
+            ) from error
+        views[name] = np.ascontiguousarray(frames.numpy().transpose(0, 2, 3, 1))
+    success = np.zeros(len(table), bool)
+    if "next.success" in table:
+        success[-1] = bool(np.asarray(table["next.success"].iloc[-1]).item())
+    return Episode(
+        task=line.get("task", table_task(meta, entry)),
+        instruction=table_task(meta, entry),
+        views=views,
+        rate_hz=line.get("rate_hz", float(meta.fps)),
+        state=_stack(table, "observation.state"),
+        actions=_stack(table, "action"),
+        rewards=_column(table, "next.reward", 0.0),
+        success=success,
+        progress=_column(table, "progress", np.nan),
+        behaviour=line.get("behaviour", "unknown"),
+        sub_tasks=tuple(SubTask(**sub_task) for sub_task in line.get("sub_tasks", ())),
+        seed=line.get("seed"),
+    )
+
+
+def table_task(meta, entry) -> str:
+    """The instruction of an episode's metadata row."""
+    return str(entry["tasks"][0])
+
+
+def _stack(table, key: str) -> np.ndarray:
+    return np.stack(table[key].to_numpy()).astype(np.float32)
+
+
+def _column(table, key: str, default: float) -> np.ndarray:
+    if key not in table:
+        return np.full(len(table), default, np.float32)
+    return np.array([np.asarray(value).item() for value in table[key]], np.float32)
+
+
+def _features(episode: Episode) -> dict:
+    def vector(size: int, prefix: str) -> dict:
+        return {"dtype": "float32", "shape": (size,), "names": [f"{prefix}_{i}" for i in range(size)]}
+
+    return {
+        **{
+            IMAGES + name: {"dtype": "video", "shape": images.shape[1:], "names": ["height", "width", "channels"]}
+            for name, images in episode.views.items()
+        },
+        "observation.state": vector(episode.state.shape[1], "state"),
+        "action": vector(episode.actions.shape[1], "action"),
+        "next.reward": {"dtype": "float32", "shape": (1,), "names": None},
+        "next.done": {"dtype": "bool", "shape": (1,), "names": None},
+        "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+        "progress": {"dtype": "float32", "shape": (1,), "names": None},
+    }
