@@ -8,7 +8,7 @@
 
 Taking a value model for a correctness model is the classic mistake: a product of values counts one event T times, and
 a minimum blames a solution for a low point it recovered from. On Monte-Carlo-trained models *last* is measured best,
-on judged and human-labelled ones *product* or *minimum* (Qwen "Lessons", arXiv 2501.07301, §3). Mind that a product
+on judged and human-labelled ones *product* or *minimum* (Qwen "Lessons", arXiv 2501.07301). Mind that a product
 falls with length even for equally good steps, and that a minimum supposes errors to be fatal.
 """
 

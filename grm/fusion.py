@@ -1,4 +1,4 @@
-"""Three perspectives of one moment, one potential with a spread (Robo-Dopamine, arXiv 2512.23703, §3.2).
+"""Three perspectives of one moment, one potential with a spread (Robo-Dopamine, arXiv 2512.23703).
 
 A hop model is asked three questions at step t. Each answer estimates the potential in its own way:
 

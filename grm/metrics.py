@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 def value_order_correlation(potential: ArrayLike) -> float:
     """Spearman correlation of the potentials (T) of a successful episode with time, in [-1, 1].
 
-    Source: GVL, arXiv 2411.04549, §4; VOC+ of Robo-Dopamine, arXiv 2512.23703, Table 1. A constant potential orders
+    Source: GVL, arXiv 2411.04549; VOC+ of Robo-Dopamine, arXiv 2512.23703, Table 1. A constant potential orders
     nothing and scores 0. Never report it alone: any model that always says "a bit further" scores 1 (see `voc_pair`),
     and errors of calibration do not show at all (see `mean_absolute_error`). Raises `AbstainedError` below two judged
     steps.
