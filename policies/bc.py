@@ -9,7 +9,7 @@ from torch import nn
 
 from grm.errors import TraceError
 
-SCALE_FLOOR = 0.05
+SCALE_FLOOR = 0.02
 """Smallest scale an input is divided by: one that is constant in the demonstration must not explode elsewhere."""
 
 
@@ -82,24 +82,19 @@ def clone(
     actions: Float[np.ndarray, "t a"],
     *,
     rng: np.random.Generator,
-    steps: int = 1500,
-    batch_size: int = 128,
-    noise: float = 0.05,
+    steps: int = 1000,
+    noise: float = 0.2,
     hidden: int = 256,
-    learning_rate: float = 1e-3,
 ) -> ClonedPolicy:
-    """Train a policy to act as one demonstration did: mean squared error, Adam, a cosine learning rate.
+    """Train a new policy to act as one demonstration did; see `fit`.
 
     Args:
         observations: (t, n), finite, t at least 2.
         actions: (t, a) in [-1, 1].
         rng: draws the initial weights, the batches and the noise.
         steps: gradient steps.
-        batch_size: transitions per gradient step, drawn with replacement.
-        noise: standard deviation of Gaussian noise added to the *normalised* inputs, so that a state slightly off the
-            demonstration gets the action of its neighbour.
+        noise: see `fit`.
         hidden: width of the two hidden layers.
-        learning_rate: at the first step; it falls to zero along a cosine.
 
     Raises:
         TraceError: fewer than two steps, unequal lengths, numbers that are not finite, actions outside [-1, 1].
@@ -118,15 +113,45 @@ def clone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63 - 1)))
         policy = ClonedPolicy(mean, scale, actions.shape[1], hidden=hidden)
-        inputs, targets = policy.standardize(torch.as_tensor(observations)), torch.as_tensor(actions)
-        optimizer = torch.optim.Adam(policy.network.parameters(), lr=learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(steps):
-            rows = torch.randint(len(targets), (batch_size,))
-            predicted = policy.network(inputs[rows] + noise * torch.randn(batch_size, inputs.shape[1]))
-            loss = nn.functional.mse_loss(predicted, targets[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    fit(policy, observations, actions, rng=rng, steps=steps, noise=noise)
     return policy
+
+
+def fit(
+    policy: ClonedPolicy,
+    observations: Float[np.ndarray, "t n"],
+    actions: Float[np.ndarray, "t a"],
+    *,
+    rng: np.random.Generator,
+    steps: int,
+    batch_size: int = 128,
+    noise: float = 0.2,
+    learning_rate: float = 1e-3,
+) -> None:
+    """Train `policy` further on these steps: mean squared error, Adam, a learning rate that falls along a cosine.
+
+    Args:
+        policy: changed in place; its normalisation stays.
+        observations: (t, n), finite.
+        actions: (t, a) in [-1, 1].
+        rng: draws the batches and the noise.
+        steps: gradient steps.
+        batch_size: transitions per gradient step, drawn with replacement.
+        noise: standard deviation of Gaussian noise added to the *normalised* inputs, so that a state slightly off the
+            demonstration gets the action of its neighbour.
+        learning_rate: at the first step; it falls to zero.
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
+    inputs, targets = policy.standardize(torch.tensor(observations)), torch.tensor(actions)
+    policy.network.requires_grad_(True)
+    optimizer = torch.optim.Adam(policy.network.parameters(), lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    for _ in range(steps):
+        rows = torch.randint(len(targets), (batch_size,), generator=generator)
+        blurred = inputs[rows] + noise * torch.randn(batch_size, inputs.shape[1], generator=generator)
+        loss = nn.functional.mse_loss(policy.network(blurred), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    policy.network.requires_grad_(False)

@@ -2,11 +2,13 @@
 
 What is added to Stable-Baselines3's SAC, and whose idea it is:
 
-- half-remembered teacher: a fixed share of every batch comes from the demonstration, and the critics are an ensemble
-  with layer normalisation, updated several times per decision (RLPD: Ball et al. 2023, "Efficient Online Reinforcement
-  Learning with Offline Data");
+- a fixed share of every batch comes from the demonstration, and the critics are an ensemble with layer normalisation,
+  updated several times per decision (RLPD: Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline
+  Data");
 - two proposals: a behaviour-cloned policy proposes an action beside the actor's own, and the better by Q is taken, for
   acting and in the TD target (IBRL: Hu et al. 2023, "Imitation Bootstrapped Reinforcement Learning");
+- successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
+  trained a little further on all of them (self-imitation: Oh et al. 2018);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential.
 
 Time is counted in rollouts, because a rollout is what costs a person something. One rollout: one episode is collected,
@@ -41,7 +43,7 @@ from torch import nn
 
 from grm.errors import CheckpointError, TraceError
 
-from .bc import ClonedPolicy, Standardize, clone, standardization
+from .bc import ClonedPolicy, Standardize, clone, fit, standardization
 from .rollout import check_single, instance_seeds, succeeded
 
 SCHEMA = 1
@@ -257,6 +259,8 @@ class DemonstrationSAC(SAC):
         tau: how far the target critics move towards the critics per update.
         ent_coef: entropy coefficient, or `auto` for SAC's own adjustment.
         exploration_noise: see `ProposalPolicy`.
+        imitation_steps: gradient steps of the cloned policy after each success, on the demonstration and all successes;
+            with 0 successes do not join the demonstration.
         cloned_rollouts: first rollouts acted by the noisy cloned policy alone.
         buffer_size: transitions kept.
         seed: of everything random here, and of the instance each rollout runs on: rollout k of two learners with equal
@@ -284,11 +288,13 @@ class DemonstrationSAC(SAC):
         updates_per_step: int = 4,
         batch_size: int = 128,
         n_critics: int = 3,
-        hidden: int = 256,
+        hidden: int = 128,
         learning_rate: float = 3e-4,
         tau: float = 0.01,
         ent_coef: float | str = "auto",
         exploration_noise: float = 0.1,
+        imitation_steps: int = 200,
+        imitation_weight: float = 0.0,
         cloned_rollouts: int = 3,
         buffer_size: int = 50_000,
         seed: int | None = 0,
@@ -309,12 +315,17 @@ class DemonstrationSAC(SAC):
             "tau": tau,
             "ent_coef": ent_coef,
             "exploration_noise": exploration_noise,
+            "imitation_steps": imitation_steps,
+            "imitation_weight": imitation_weight,
             "cloned_rollouts": cloned_rollouts,
             "buffer_size": buffer_size,
             "seed": seed,
         }
         self.reward_scale = reward_scale
         self.updates_per_step = updates_per_step
+        self.actor_interval = 2
+        self.imitation_steps = imitation_steps
+        self.imitation_weight = imitation_weight
         self.cloned_rollouts = cloned_rollouts
         self.demonstration_rows = round(batch_size * demonstration_fraction)
         self.rng = np.random.default_rng(seed)
@@ -357,7 +368,7 @@ class DemonstrationSAC(SAC):
         self.set_logger(Logger(None, []))  # Stable-Baselines3's default makes a temporary folder per call
         self.demonstration = demonstration
         self.demonstration_buffer = NStepReplayBuffer(
-            len(demonstration),
+            len(demonstration) + buffer_size,
             self.observation_space,
             self.action_space,
             device=self.device,
@@ -407,18 +418,22 @@ class DemonstrationSAC(SAC):
             raise TraceError("the first observation of a rollout is not finite; check the sensor or the simulation")
         _, callback = self._setup_learn(1, watch, reset_num_timesteps=False)
         self.policy.cloned_only = self.rollouts < self.cloned_rollouts
-        position, full, steps = self.replay_buffer.pos, self.replay_buffer.full, self.num_timesteps
+        replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
+        before = replay.pos, replay.full, taught.pos, taught.full
         finished = False
         try:
-            self.collect_rollouts(self.env, callback, self.train_freq, self.replay_buffer, learning_starts=0)
+            self.collect_rollouts(self.env, callback, self.train_freq, replay, learning_starts=0)
             self.policy.cloned_only = False
             self.train(self.updates_per_step * watch.length, self.batch_size)
+            if watch.success and self.imitation_steps:
+                self._imitate(replay.pos, watch.length)
             finished = True
         finally:
             self.policy.cloned_only = False
             if not finished:
                 # Half an episode must not stay: n-step returns would run on from it into the next one.
-                self.replay_buffer.pos, self.replay_buffer.full, self.num_timesteps = position, full, steps
+                replay.pos, replay.full, taught.pos, taught.full = before
+                self.num_timesteps = steps
                 self._last_obs = None
         self.rollouts += 1
         self._elapsed_s += time.perf_counter() - began
@@ -432,11 +447,29 @@ class DemonstrationSAC(SAC):
             elapsed_s=self._elapsed_s,
         )
 
+    def _imitate(self, end: int, length: int) -> None:
+        """The rollout before `end` of the replay buffer joins the demonstration; the cloned policy learns from all."""
+        source, target = self.replay_buffer, self.demonstration_buffer
+        rows = (end - length + np.arange(length)) % source.buffer_size
+        room = (target.pos + np.arange(length)) % target.buffer_size
+        for name in _COLUMNS:
+            getattr(target, name)[room] = getattr(source, name)[rows]
+        target.full = target.full or target.pos + length >= target.buffer_size
+        target.pos = (target.pos + length) % target.buffer_size
+        size = target.size()
+        fit(
+            self.policy.cloned,
+            target.observations[:size, 0],
+            target.actions[:size, 0],
+            rng=self.rng,
+            steps=self.imitation_steps,
+        )
+
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
         """`gradient_steps` updates of critics, actor and entropy coefficient."""
         self.policy.set_training_mode(True)
         actor_parameters = list(self.actor.parameters())
-        for _ in range(gradient_steps):
+        for update in range(gradient_steps):
             batch = self._sample(batch_size)
             with torch.no_grad():
                 target = self._target(batch)
@@ -445,6 +478,9 @@ class DemonstrationSAC(SAC):
             self.critic.optimizer.zero_grad()
             critic_loss.backward()
             self.critic.optimizer.step()
+            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            if update % self.actor_interval:
+                continue
 
             actions, log_prob = self.actor.action_log_prob(batch.observations)
             if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
@@ -456,10 +492,13 @@ class DemonstrationSAC(SAC):
             else:
                 ent_coef = self.ent_coef_tensor
             actor_loss = (ent_coef * log_prob - self.critic.values(batch.observations, actions).mean(0)).mean()
+            if self.imitation_weight and self.demonstration_rows:
+                shown = slice(batch_size - self.demonstration_rows, None)
+                mean = self.actor(batch.observations[shown], deterministic=True)
+                actor_loss = actor_loss + self.imitation_weight * nn.functional.mse_loss(mean, batch.actions[shown])
             self.actor.optimizer.zero_grad()
             actor_loss.backward(inputs=actor_parameters)
             self.actor.optimizer.step()
-            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         self._n_updates += gradient_steps
 
     def _target(self, batch: ReplayBufferSamples) -> torch.Tensor:
@@ -503,12 +542,10 @@ class DemonstrationSAC(SAC):
         save_file(
             {name: tensor.contiguous().clone() for name, tensor in weights.items()}, partial / "weights.safetensors"
         )
-        buffer = self.replay_buffer
-        np.savez(
-            partial / "replay.npz",
-            **{name: getattr(buffer, name)[: buffer.size()] for name in _COLUMNS},
-            **{f"demonstration_{name}": getattr(self.demonstration, name) for name in _DEMONSTRATION},
-        )
+        arrays = {f"original.{name}": getattr(self.demonstration, name) for name in _DEMONSTRATION}
+        for name, buffer in self._buffers().items():
+            arrays |= {f"{name}.{column}": getattr(buffer, column)[: buffer.size()] for column in _COLUMNS}
+        np.savez(partial / "replay.npz", **arrays)
         config = {
             "schema": SCHEMA,
             "observation_size": int(self.observation_space.shape[0]),
@@ -518,8 +555,7 @@ class DemonstrationSAC(SAC):
             "elapsed_s": self._elapsed_s,
             "num_timesteps": self.num_timesteps,
             "updates": self._n_updates,
-            "replay_position": buffer.pos,
-            "replay_full": buffer.full,
+            "positions": {name: [buffer.pos, buffer.full] for name, buffer in self._buffers().items()},
             "rng": self.rng.bit_generator.state,
         }
         (partial / "config.json").write_text(json.dumps(config, indent=1))
@@ -554,7 +590,7 @@ class DemonstrationSAC(SAC):
                     f"{folder} was trained with {saved} {what} numbers and the environment has {given}; expected as "
                     f"many: make the environment with the settings of the training run"
                 )
-        demonstration = Demonstration(**{name: replay[f"demonstration_{name}"] for name in _DEMONSTRATION})
+        demonstration = Demonstration(**{name: replay[f"original.{name}"] for name in _DEMONSTRATION})
         mean, scale = standardization(demonstration.observations)
         cloned = ClonedPolicy(mean, scale, config["action_size"], hidden=config["settings"]["hidden"])
         learner = cls(env, demonstration, **config["settings"], cloned=cloned)
@@ -585,14 +621,18 @@ class DemonstrationSAC(SAC):
         if self.log_ent_coef is not None:
             with torch.no_grad():
                 self.log_ent_coef.copy_(weights["log_ent_coef"])
-        buffer = self.replay_buffer
-        for name in _COLUMNS:
-            getattr(buffer, name)[: len(replay[name])] = replay[name]
-        buffer.pos, buffer.full = config["replay_position"], config["replay_full"]
+        for name, buffer in self._buffers().items():
+            for column in _COLUMNS:
+                rows = replay[f"{name}.{column}"]
+                getattr(buffer, column)[: len(rows)] = rows
+            buffer.pos, buffer.full = config["positions"][name]
         self.rollouts, self._elapsed_s = config["rollouts"], config["elapsed_s"]
         self.num_timesteps, self._n_updates = config["num_timesteps"], config["updates"]
         self.rng.bit_generator.state = config["rng"]
         torch.set_rng_state(weights["torch_rng"])
+
+    def _buffers(self) -> dict[str, NStepReplayBuffer]:
+        return {"replay": self.replay_buffer, "demonstration": self.demonstration_buffer}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers = {"actor_optimizer": self.actor.optimizer, "critic_optimizer": self.critic.optimizer}

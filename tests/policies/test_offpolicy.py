@@ -1,0 +1,304 @@
+import copy
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import nn
+
+from grm.errors import CheckpointError, TraceError
+from policies import ClonedPolicy, Demonstration, DemonstrationSAC, clone, instance_seeds
+from policies.offpolicy import CriticEnsemble, DemonstrationFeatures, EnsembleLinear, EnsembleNorm
+
+from .reaching import demonstration, reaching
+
+torch.set_num_threads(1)
+FAST = {
+    "hidden": 16,
+    "batch_size": 16,
+    "updates_per_step": 1,
+    "imitation_steps": 2,
+    "cloned_rollouts": 1,
+    "n_critics": 2,
+}
+
+
+@functools.cache
+def cloned() -> ClonedPolicy:
+    shown = demonstration()
+    return clone(shown.observations, shown.actions / 2, rng=np.random.default_rng(0), steps=200, hidden=16)
+
+
+def learner(**settings) -> DemonstrationSAC:
+    return DemonstrationSAC(reaching(), demonstration(), cloned=copy.deepcopy(cloned()), **{**FAST, **settings})
+
+
+def weights(model: DemonstrationSAC) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+
+
+# ---------------------------------------------------------------------------------------------- the demonstration
+
+
+def fields(**changes) -> dict[str, np.ndarray]:
+    whole = demonstration()
+    names = ("observations", "actions", "rewards", "next_observations", "terminated")
+    return {name: getattr(whole, name).copy() for name in names} | changes
+
+
+def test_a_demonstration_is_copied_and_read_only():
+    arrays = fields()
+    kept = Demonstration(**arrays)
+    arrays["rewards"][:] = 9
+    assert kept.rewards.tolist() == [0.0] * 9 + [1.0]
+    with pytest.raises(ValueError, match="read-only"):
+        kept.rewards[0] = 1
+    assert len(kept) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"actions": np.full((10, 1), np.nan)}, "actions are not finite at step 0"),
+        ({"rewards": np.zeros((10, 1))}, "expected 1 axes"),
+        ({"rewards": np.zeros(9)}, "'rewards': 9"),
+        ({name: array[:1] for name, array in fields().items()}, "at least 2"),
+        ({name: array[:0] for name, array in fields().items()}, "has 0 steps"),
+        ({"next_observations": np.zeros((10, 3))}, "next observations 3"),
+        ({"terminated": np.ones(10, bool)}, "terminates at step 0"),
+        ({"observations": fields()["observations"][::-1]}, "observation 1 is not the next observation of step 0"),
+    ],
+)
+def test_malformed_demonstrations_are_refused(changes, words):
+    with pytest.raises(TraceError, match=words):
+        Demonstration(**fields(**changes))
+
+
+def test_demonstrations_of_another_environment_are_refused():
+    with pytest.raises(TraceError, match="observations have shape"):
+        DemonstrationSAC(reaching(size=3), demonstration(), **FAST)
+    with pytest.raises(TraceError, match="outside of"):
+        DemonstrationSAC(reaching(), Demonstration(**fields(actions=np.full((10, 1), 2.5))), **FAST)
+
+
+# ------------------------------------------------------------------------------------------------------- the parts
+
+
+def test_the_batched_critics_are_the_separate_networks():
+    observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))
+    features = DemonstrationFeatures(observation_space, np.array([1.0, 2, 3]), np.array([0.5, 1, 2]))
+    ensemble = CriticEnsemble(
+        observation_space=observation_space,
+        action_space=action_space,
+        net_arch=[8, 8],
+        features_extractor=features,
+        features_dim=3,
+        n_critics=3,
+        share_features_extractor=False,
+    )
+    observations, actions = torch.randn(5, 3), torch.rand(5, 2)
+    inputs = torch.cat([(observations - torch.tensor([1.0, 2, 3])) / torch.tensor([0.5, 1, 2]), actions], 1)
+    for member in range(3):
+        x = inputs
+        for layer in ensemble.ensemble:
+            if isinstance(layer, EnsembleLinear):
+                x = nn.functional.linear(x, layer.weight[member].T, layer.bias[member, 0])
+            elif isinstance(layer, EnsembleNorm):
+                x = nn.functional.layer_norm(x, (8,), layer.gain[member, 0], layer.bias[member, 0])
+            else:
+                x = x.relu()
+        torch.testing.assert_close(ensemble(observations, actions)[member], x)
+        assert x.shape == (5, 1)
+    torch.testing.assert_close(ensemble.q1_forward(observations, actions), ensemble(observations, actions)[0])
+
+
+def test_the_better_proposal_by_mean_value_is_taken(monkeypatch):
+    model = learner()
+    observation = torch.zeros(3, 2)
+    ours, theirs = model.policy.actor(observation, True), model.policy.cloned(observation)
+    assert not torch.allclose(ours, theirs)
+    for sign in (1, -1):
+        gap = torch.sign(theirs - ours)[0, 0]
+        monkeypatch.setattr(CriticEnsemble, "values", lambda self, o, a, s=sign * gap: (s * a[:, 0]).expand(2, -1))
+        chosen = model.policy._predict(observation, deterministic=True)
+        torch.testing.assert_close(chosen, theirs if sign > 0 else ours)
+    model.policy.cloned_only = True
+    torch.testing.assert_close(model.policy._predict(observation, deterministic=True), theirs)
+
+
+def test_the_target_scales_the_reward_once_and_bootstraps_from_the_better_proposal(monkeypatch):
+    model = learner(reward_scale=10.0)
+    size = 2
+    batch = ReplayBufferSamples(
+        observations=torch.zeros(size, 2),
+        actions=torch.zeros(size, 1),
+        next_observations=torch.zeros(size, 2),
+        dones=torch.tensor([[0.0], [1.0]]),
+        rewards=torch.tensor([[0.2], [1.0]]),
+        discounts=torch.tensor([[0.9], [0.9]]),
+    )
+    # Two critics: the minimum counts. First half of the rows: the actor's proposals, worth 3; second half: 5.
+    proposals = torch.tensor([[3.0, 3, 5, 5], [4.0, 4, 6, 6]])
+    monkeypatch.setattr(CriticEnsemble, "values", lambda self, o, a: proposals)
+    torch.testing.assert_close(model._target(batch), torch.tensor([10 * 0.2 + 0.9 * 5, 10 * 1.0]))
+
+
+def test_a_batch_has_its_share_of_the_demonstration():
+    model = learner(demonstration_fraction=0.25, imitation_steps=0)
+    model.learn_rollouts(1)
+    batch = model._sample(16)
+    shown = {row.tobytes() for row in demonstration().observations}
+    assert all(row.numpy().tobytes() in shown for row in batch.observations[12:])
+    assert not any(row.numpy().tobytes() in shown for row in batch.observations[:12])
+
+
+def test_the_demonstration_buffer_holds_n_step_returns_to_its_end():
+    model = learner(n_steps=3, gamma=0.5)
+    batch = model.demonstration_buffer._get_samples(np.array([6, 7, 9]))
+    np.testing.assert_allclose(batch.rewards[:, 0], [0, 0.25, 1])  # 9 is rewarded: two steps after 7
+    np.testing.assert_allclose(batch.dones[:, 0], [0, 1, 1])
+    np.testing.assert_allclose(batch.actions[:, 0], -0.75)  # -1.5 of ±2
+
+
+# ------------------------------------------------------------------------------------------------------- learning
+
+
+def test_rollouts_are_reported_and_can_be_stopped():
+    model, records = learner(cloned_rollouts=9), []
+    model.learn_rollouts(9, lambda record: records.append(record) or (len(records) < 3))
+    assert [record.number for record in records] == [1, 2, 3] == list(range(1, model.rollouts + 1))
+    assert records[0].elapsed_s < records[2].elapsed_s
+    for record in records:
+        assert record.mean_phi == 0.5  # abstentions, NaN, are left out
+        assert record.task_reward == float(record.success)
+        np.testing.assert_allclose(record.reward, record.task_reward - 0.01 * record.length, atol=1e-6)
+    assert model.num_timesteps == sum(record.length for record in records) == model.replay_buffer.size()
+
+
+def test_rollout_k_of_equal_seeds_starts_alike_whatever_happened_before():
+    first, second = learner(seed=5), learner(seed=5, updates_per_step=2)
+    for model in (first, second):
+        model.learn_rollouts(2)
+    at = [model.replay_buffer.observations[0, 0, 0] for model in (first, second)]
+    assert at[0] == at[1]
+    expected = reaching()
+    expected.seed(instance_seeds(5, 2, "training")[1])
+    assert expected.reset()[0, 0] in first.replay_buffer.observations[: first.replay_buffer.size(), 0, 0]
+
+
+def test_without_a_seed_the_environment_is_not_reset_twice():
+    model = learner(seed=None)
+    [env] = model.env.envs
+    model.learn_rollouts(3)
+    assert len(env.unwrapped.starts) == 4  # once to begin, then by itself after each of three episodes
+
+
+def test_successes_join_the_demonstration_and_teach_the_cloned_policy():
+    model = learner(cloned_rollouts=9)
+    before, records = weights(model), []
+    model.learn_rollouts(4, lambda record: records.append(record) and None)
+    solved = [record for record in records if record.success]
+    assert solved, "the cloned policy should solve this line"
+    assert model.demonstration_buffer.size() == 10 + sum(record.length for record in solved)
+    assert model.demonstration_buffer.dones[: model.demonstration_buffer.size()].sum() == 1 + len(solved)
+    assert any(not torch.equal(before[k], v) for k, v in weights(model).items() if k.startswith("cloned.network"))
+    alone = learner(cloned_rollouts=9, imitation_steps=0).learn_rollouts(4)
+    assert alone.demonstration_buffer.size() == 10
+    assert all(torch.equal(before[k], v) for k, v in weights(alone).items() if k.startswith("cloned."))
+
+
+def test_normalisation_never_moves():
+    model = learner()
+    before = weights(model)
+    model.learn_rollouts(2)
+    for name, tensor in weights(model).items():
+        assert torch.equal(before[name], tensor) or "standardize" not in name
+    assert "critic_target.features_extractor.standardize.scale" in before
+
+
+def test_one_step_returns_and_a_fixed_entropy_coefficient_work():
+    model = learner(n_steps=1, ent_coef=0.1, demonstration_fraction=0.0).learn_rollouts(2)
+    assert model.replay_buffer.n_steps == 1
+    assert model.rollouts == 2
+
+
+def test_an_interrupted_rollout_is_forgotten(monkeypatch):
+    model = learner().learn_rollouts(1)
+    kept = model.replay_buffer.size()
+    step, calls = model.env.step, []
+
+    def interrupt(action):
+        calls.append(action)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(action)
+
+    monkeypatch.setattr(model.env, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn_rollouts(1)
+    assert (model.rollouts, model.replay_buffer.size(), model.num_timesteps) == (1, kept, kept)
+    assert not model.policy.cloned_only
+    model.learn_rollouts(1)
+    assert model.rollouts == 2
+    ends = model.replay_buffer.dones[: model.replay_buffer.size(), 0]
+    assert ends.sum() == 2
+    assert ends[-1]
+
+
+def test_nan_from_the_environment_is_named():
+    with pytest.raises(TraceError, match="decision 4 is not finite"):
+        DemonstrationSAC(reaching(broken_at=4), demonstration(), **FAST).learn_rollouts(1)
+    with pytest.raises(TraceError, match="first observation"):
+        DemonstrationSAC(reaching(broken_at=0), demonstration(), **FAST).learn_rollouts(1)
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}])
+def test_a_resumed_run_continues_exactly(tmp_path, settings):
+    whole = learner(**settings).learn_rollouts(2)
+    whole.save_checkpoint(tmp_path / "at_2")
+    whole.learn_rollouts(2)
+    torch.rand(7)  # what others draw in between must not matter
+    resumed = DemonstrationSAC.load_checkpoint(tmp_path / "at_2", reaching())
+    assert resumed.rollouts == 2
+    resumed.learn_rollouts(2)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+    np.testing.assert_array_equal(whole.replay_buffer.rewards, resumed.replay_buffer.rewards)
+    assert (whole.num_timesteps, whole._n_updates) == (resumed.num_timesteps, resumed._n_updates)
+
+
+def test_a_checkpoint_replaces_the_old_one_and_predicts_the_same(tmp_path):
+    model = learner().learn_rollouts(1)
+    for _ in range(2):
+        model.save_checkpoint(tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    again = DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
+    observation = np.array([[1.3, 0.0]], np.float32)
+    np.testing.assert_array_equal(
+        model.predict(observation, deterministic=True)[0], again.predict(observation, deterministic=True)[0]
+    )
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
+    learner().save_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="trained with 2 observation numbers and the environment has 3"):
+        DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching(size=3))
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        DemonstrationSAC.load_checkpoint(tmp_path / "nothing", reaching())
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for changes, words in (
+        ({"schema": 0}, "schema 0"),
+        ({"settings": config["settings"] | {"n_critics": 5}}, "not fit"),
+    ):
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(CheckpointError, match=words):
+            DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
+    (tmp_path / "run" / "weights.safetensors").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
