@@ -33,7 +33,6 @@ _COSTLY_FLAGS = (
 _open: "weakref.WeakSet[Cameras]" = weakref.WeakSet()
 
 
-@atexit.register
 def _close_all() -> None:
     """Free what is still open before MuJoCo terminates the display, which otherwise ends in a traceback at exit."""
     for cameras in list(_open):
@@ -86,6 +85,10 @@ class Cameras:
             ) from error
         finally:
             model.vis.quality.offsamples = samples
+        if not _open:
+            atexit.register(
+                _close_all
+            )  # only now: exit handlers run last in, first out, and MuJoCo has just added its own
         _open.add(self)
         if quality == "fast":
             for flag in _COSTLY_FLAGS:

@@ -22,7 +22,7 @@ Behaviour = Callable[[np.random.Generator, int], Callable[[int, MetaWorldEnv], A
 
 def _expert(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
     """The scripted expert, in a speed and a steadiness of its own."""
-    speed, noise = generator.uniform(0.6, 1.0), generator.uniform(0.0, 0.15)
+    speed, noise = generator.uniform(0.7, 1.0), generator.uniform(0.0, 0.15)
 
     def act(step: int, env: MetaWorldEnv) -> Action:
         action = env.expert_action()
@@ -50,7 +50,7 @@ def _random(generator: np.random.Generator, horizon: int) -> Callable[[int, Meta
 
     def act(step: int, env: MetaWorldEnv) -> Action:
         nonlocal action
-        if generator.random() < 0.1:
+        if generator.random() < 10 / horizon:
             action = np.clip(generator.normal(0, 0.8, 4), -1, 1)
         return action
 
@@ -62,8 +62,8 @@ def _interrupted(disturb: Callable[[np.random.Generator, MetaWorldEnv], Action],
 
     def behaviour(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
         expert = _expert(generator, horizon)
-        start = int(generator.integers(2, 45))
-        length = int(generator.integers(5, 20)) if recover else horizon
+        start = int(generator.uniform(0.02, 0.4) * horizon)
+        length = int(generator.uniform(0.05, 0.2) * horizon) if recover else horizon
 
         def act(step: int, env: MetaWorldEnv) -> Action:
             if start <= step < start + length:
@@ -198,7 +198,7 @@ def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1
 def demonstrations(env: MetaWorldEnv, count: int, *, seed: int) -> Iterator[Episode]:
     """Successful expert episodes on fresh instances. Raises `TraceError` if the expert fails ten times running."""
     failures = 0
-    while count:
+    while count > 0:
         episode = record(env, "expert", seed=seed)
         seed += 1
         failures = 0 if episode.succeeded else failures + 1

@@ -51,7 +51,9 @@ class Collect:
     size: int = 64
     """Image height and width in pixels."""
     horizon: int = 100
-    """Decisions (of two control steps, 25 ms) until an episode is cut."""
+    """Decisions until an episode is cut."""
+    action_repeat: int = 2
+    """Control steps of 12.5 ms per decision, and so per recorded frame."""
     label_every: int = 1
     """Ask the prover at every n-th frame of an episode off the demonstration, and interpolate between."""
     seed: int = 0
@@ -100,7 +102,14 @@ def _collect(settings: Collect, task: str, root: Path):
     experts = [line for line in written if line["behaviour"] == "expert"]
     others = [line for line in written if line["behaviour"] != "expert"]
     yield from written
-    env = MetaWorldEnv(task, views=settings.views, height=settings.size, width=settings.size, horizon=settings.horizon)
+    env = MetaWorldEnv(
+        task,
+        views=settings.views,
+        height=settings.size,
+        width=settings.size,
+        horizon=settings.horizon,
+        action_repeat=settings.action_repeat,
+    )
     seed = experts[-1]["seed"] + 1 if experts else settings.seed
     for episode in demonstrations(env, settings.episodes - len(experts), seed=seed):
         writer.append(episode)
