@@ -22,3 +22,11 @@ def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 85) -> bytes:
     if not encoded:
         raise TraceError(f"OpenCV could not encode an image of shape {image.shape} as JPEG; both sides must be < 65536")
     return buffer.tobytes()
+
+
+def decode_jpeg(data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB image of a JPEG file's bytes. Raises `TraceError` if they are none."""
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if image is None:
+        raise TraceError(f"{len(data)} bytes are not a JPEG image; expected a whole file")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -172,6 +172,19 @@ class GRM(ProcessReward[Frame, Carry]):
         results = [self._fuse(carry, frames, answers) for carry, frames in zip(carries, prefixes, strict=True)]
         return [carry for carry, _ in results], [judgement for _, judgement in results]
 
+    def hops(
+        self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
+    ) -> Float[np.ndarray, " n"]:
+        """The bare question, n times: the hop in [-1, 1] from each before to its after; NaN where no view is shared."""
+        if len(before) != len(after):
+            raise TraceError(f"{len(before)} befores for {len(after)} afters; expected one each")
+        [first, *seen] = self._see([initial, *before, *after])
+        goal = self.start(task).goal
+        questions = [
+            _Question(task, goal, first, b, a) for b, a in zip(seen[: len(before)], seen[len(before) :], strict=True)
+        ]
+        return np.array([answer.hops[0, 0] for answer in self._answer(questions)])
+
     def _fuse(self, carry: Carry, frames: list[_Seen], answers) -> tuple[Carry, PerspectiveJudgement]:
         initial, previous, potential, cyclic = carry.initial, carry.previous, carry.potential, carry.cyclic
         columns = {
