@@ -3,6 +3,9 @@
 Heavy imports sit inside the commands, so that `grm --help` is quick and one command's dependency is not another's.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,9 +17,15 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from ._layout import check_layout
-from .errors import GrmError
+from .data.episodes import Episode
+from .data.replay import FILE, read_replay, write_replay
+from .errors import GrmError, OutputError, TraceError
+from .evaluate import METRICS, by_task, score_all, summarize
+from .models.multiview import GRM, Architecture, MultiViewNetwork
+from .reward import Frame
 
 console = Console()
 
@@ -123,6 +132,121 @@ def _collect(settings: Collect, task: str, root: Path):
 
 
 @dataclass(frozen=True)
+class Train:
+    """Train a GRM on labelled data sets, from scratch or from a checkpoint; run again with --resume to go on."""
+
+    data: tuple[Path, ...]
+    """LeRobotDataset folders with a `progress` column, or folders of such folders."""
+    out: Path
+    """Folder of the checkpoint and its training report."""
+    steps: int = 3000
+    """Gradient steps."""
+    seed: int = 0
+    """Of initial weights and every draw."""
+    validation: float = 0.1
+    """Share of each data set's episodes kept out of training, for the report."""
+    backbone: str = "compact"
+    """`compact`, or a torchvision classifier such as `resnet18`."""
+    resume: bool = False
+    """Go on from what an interrupted run left in `out`."""
+
+    def run(self) -> None:
+        """Read, train, write the checkpoint every 200 steps, and report on the validation episodes."""
+        from .train import Trainer, TrainSettings
+
+        check_output(self.out, resume=self.resume)
+        training, validation = _read_split(_datasets(self.data), self.validation)
+        console.print(
+            f"{len(training)} episodes to train on, {len(validation)} to validate, "
+            f"{sum(len(e) for e in training):,} frames, {len({e.task for e in training})} task(s)"
+        )
+        network = _new_network(self.seed, self.backbone)
+        if self.resume:
+            from .models.checkpoint import load_weights
+
+            load_weights(self.out, network)
+        trainer = Trainer(network, training, TrainSettings(steps=self.steps, seed=self.seed))
+        if self.resume:
+            trainer.resume(self.out)
+        model = GRM(network)
+        card: dict[str, object] = {"command": _command(), "commit": _commit(), "seed": self.seed, "steps": self.steps}
+
+        def save() -> None:
+            model.save_pretrained(self.out, card)
+            trainer.save_state(self.out)
+
+        with _progress() as progress:
+            bar = progress.add_task("training", total=self.steps, completed=trainer.step)
+
+            def after_step(state: Trainer) -> None:
+                last = state.history[-1]
+                progress.update(
+                    bar,
+                    completed=state.step,
+                    description=f"hop loss {last['hop_loss']:.3f}, success loss {last['success_loss']:.3f}",
+                )
+                if state.step % 200 == 0:
+                    network.eval()
+                    save()
+                    network.train()
+
+            trainer.run(after_step=after_step)
+        card["episodes"] = len(training)
+        card["frames"] = sum(len(episode) for episode in training)
+        card["tasks"] = sorted({episode.task for episode in training})
+        if validation:
+            card["validation"] = _validate(model, validation, training)
+        save()
+        write_replay(self.out, _replay_sample(training))
+        console.print(f"wrote the checkpoint and its replay sample to [bold]{self.out}[/bold]")
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Teach a GRM a new task from one demonstration; needs no keyframes. The old weights stay untouched."""
+
+    data: Path
+    """LeRobotDataset folder that holds the demonstration."""
+    out: Path
+    """Folder of the adapted checkpoint."""
+    episode: int = 0
+    """Which episode is the demonstration; the others of the data set only serve the before/after table."""
+    model: str = ""
+    """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
+    steps: int = 300
+    """Gradient steps; a few hundred are minutes on a CPU."""
+    seed: int = 0
+    """Of every draw."""
+
+    def run(self) -> None:
+        """Adapt, print the table, write the checkpoint."""
+        from .data.lerobot import read_episodes
+        from .models.checkpoint import copy_side_file, locate
+        from .models.multiview import packaged_checkpoint
+        from .train import Trainer, adapt
+
+        check_output(self.out)
+        [demonstration] = read_episodes(self.data, [self.episode])
+        others = [e for k, e in enumerate(read_episodes(self.data)) if k != self.episode]
+        old = GRM.from_pretrained(self.model)
+        source = locate(self.model, packaged_checkpoint())
+        replay = list(read_replay(source))
+        with _progress() as progress:
+            bar = progress.add_task("adapting", total=self.steps)
+
+            def after_step(trainer: Trainer) -> None:
+                progress.update(bar, completed=trainer.step)
+
+            new = adapt(old, demonstration, replay, steps=self.steps, seed=self.seed, after_step=after_step)
+        card = {"command": _command(), "commit": _commit(), "seed": self.seed, "steps": self.steps, "from": str(source)}
+        new.save_pretrained(self.out, card)
+        copy_side_file(source, self.out, FILE)
+        goals = {demonstration.task: demonstration.frames[-1]}
+        console.print(_before_after(old, new, demonstration, others, goals))
+        console.print(f"wrote the adapted checkpoint to [bold]{self.out}[/bold]")
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check this machine: versions, devices, renderer, write access, and what to do about each thing missing."""
 
@@ -136,7 +260,126 @@ class Doctor:
             sys.exit(1)
 
 
-Command = Annotated[Collect, tyro.conf.subcommand("collect")] | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+def check_output(folder: Path, *, resume: bool = False) -> None:
+    """Raise `OutputError` unless `folder` is new (or, to resume, holds a run) and can be written."""
+    if resume and not folder.is_dir():
+        raise OutputError(f"there is no run to resume in {folder}; leave out --resume to start one")
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists already; choose another folder, delete it, or go on with --resume")
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{parent} is not writable; choose an output folder you may write to")
+    free = shutil.disk_usage(parent).free
+    if free < 50e6:
+        raise OutputError(f"{parent} has {free / 1e6:.0f} MB left; expected at least 50 MB: free some space")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _command() -> str:
+    return " ".join(["grm", *sys.argv[1:]])
+
+
+def _commit() -> str:
+    """The commit this runs from, with + where files differ from it; empty outside of a checkout."""
+    home = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=home, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
+
+
+def _datasets(folders: Sequence[Path]) -> list[Path]:
+    """Every LeRobotDataset among these folders and directly inside of them."""
+    found = []
+    for folder in folders:
+        inside = sorted(path.parent.parent for path in Path(folder).glob("*/meta/info.json"))
+        if (Path(folder) / "meta" / "info.json").exists():
+            found.append(Path(folder))
+        elif inside:
+            found += inside
+        else:
+            raise TraceError(f"{folder} holds no LeRobotDataset; expected one, or several in folders inside it")
+    return found
+
+
+def _read_split(folders: Sequence[Path], validation: float) -> tuple[list[Episode], list[Episode]]:
+    """Episodes to train on and to validate; the last of each behaviour, spread over the data set, are held out."""
+    from .data.lerobot import count_episodes, read_episodes
+
+    training: list[Episode] = []
+    held: list[Episode] = []
+    with _progress() as progress:
+        bar = progress.add_task("reading", total=sum(count_episodes(folder) for folder in folders))
+        for folder in folders:
+            count = count_episodes(folder)
+            every = round(1 / validation) if validation > 0 else count + 1
+            for index, episode in enumerate(read_episodes(folder)):
+                (held if index % every == every - 1 else training).append(episode)
+                progress.advance(bar)
+    return training, held
+
+
+def _new_network(seed: int, backbone: str) -> MultiViewNetwork:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MultiViewNetwork(Architecture(backbone=backbone))
+
+
+def _goals(episodes: Sequence[Episode]) -> dict[str, Frame]:
+    """The last frame of each task's first successful episode."""
+    goals: dict[str, Frame] = {}
+    for episode in episodes:
+        if episode.succeeded:
+            goals.setdefault(episode.task, episode.frames[-1])
+    return goals
+
+
+def _validate(model: GRM, validation: Sequence[Episode], training: Sequence[Episode]) -> dict[str, float]:
+    goals = _goals(training)
+    with _progress() as progress:
+        usable = [episode for episode in validation if episode.task in goals]
+        bar = progress.add_task("validating", total=len(usable))
+        scored = score_all(model, usable, goals, stride=2, after_each=lambda: progress.advance(bar))
+    summary = summarize(by_task(scored))
+    table = Table("metric", "mean over tasks", "95 % interval", title="validation episodes")
+    for name, interval in summary.items():
+        table.add_row(name, f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    console.print(table)
+    return {name: round(interval.value, 4) for name, interval in summary.items()}
+
+
+def _replay_sample(training: Sequence[Episode]) -> list[Episode]:
+    """Of every task two episodes: the first demonstration and the first that is none."""
+    sample: dict[tuple[str, bool], Episode] = {}
+    for episode in training:
+        sample.setdefault((episode.task, episode.behaviour == "expert"), episode)
+    return [sample[key] for key in sorted(sample)]
+
+
+def _before_after(
+    old: GRM, new: GRM, demonstration: Episode, others: Sequence[Episode], goals: dict[str, Frame]
+) -> Table:
+    table = Table("metric", "before", "after", title="other episodes" if others else "the demonstration itself")
+    episodes = others or [demonstration]
+    known = [episode for episode in episodes if episode.task in goals]
+    columns = [by_task(score_all(model, known, goals, stride=2)).get(demonstration.task, {}) for model in (old, new)]
+    for name in METRICS:
+        if name in columns[0] and name in columns[1]:
+            table.add_row(name, *(f"{column[name]:.3f}" for column in columns))
+    return table
+
+
+Command = (
+    Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Adapt, tyro.conf.subcommand("adapt")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -146,7 +146,7 @@ class ProcessReward[S, C](abc.ABC):
         """Carry of the empty prefix."""
 
     @abc.abstractmethod
-    def extend(self, carries: Sequence[C], steps: Sequence[Sequence[S]]) -> tuple[list[C], list[Judgement]]:
+    def extend(self, carries: Sequence[C], steps: Sequence[Sequence[S]]) -> tuple[list[C], Sequence[Judgement]]:
         """Lengthen B prefixes at once (environments, beams, one robot) by T_b >= 0 steps each."""
 
     def judge(self, task: Task, steps: Sequence[S]) -> Judgement:

@@ -46,6 +46,8 @@ class Architecture:
 class MultiViewNetwork(nn.Module):
     """The trainable part. Shapes: B batch, V views, D features, K bins."""
 
+    centres: Tensor
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = self.architecture = architecture
@@ -172,6 +174,11 @@ class GRM(ProcessReward[Frame, Carry]):
         results = [self._fuse(carry, frames, answers) for carry, frames in zip(carries, prefixes, strict=True)]
         return [carry for carry, _ in results], [judgement for _, judgement in results]
 
+    def judge(self, task: Task, steps: Sequence[Frame]) -> PerspectiveJudgement:
+        """See `ProcessReward`; one pass of the encoder over all frames."""
+        _, [judgement] = self.extend([self.start(task)], [steps])
+        return judgement
+
     def hops(
         self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
     ) -> Float[np.ndarray, " n"]:
@@ -204,7 +211,7 @@ class GRM(ProcessReward[Frame, Carry]):
                 hops = answer.hops.copy()
                 if cyclic:
                     hops[1:] = np.nan
-                now, deviation = self.fuser(np.float64(potential), hops[0], hops[1], hops[2])
+                now, deviation = self.fuser(np.asarray(potential), hops[0], hops[1], hops[2])
                 fused, spread = float(now), float(deviation)
                 hop = hops[0, 0]
                 incremental = potential + hop * (1 - potential if hop >= 0 else potential)
