@@ -6,7 +6,8 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
   updated several times per decision (RLPD: Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline
   Data");
 - two proposals: a behaviour-cloned policy proposes an action beside the actor's own, and the better by Q is taken, for
-  acting and in the TD target (IBRL: Hu et al. 2023, "Imitation Bootstrapped Reinforcement Learning");
+  acting and in the TD target (IBRL: Hu et al. 2023, "Imitation Bootstrapped Reinforcement Learning"); better means
+  that every critic of the ensemble says so;
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential.
@@ -48,6 +49,8 @@ from .rollout import check_single, instance_seeds, succeeded
 
 SCHEMA = 1
 """Version of the checkpoint folder's layout."""
+ACTOR_INTERVAL = 2
+"""Critic updates per actor update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,8 +208,17 @@ class CriticEnsemble(ContinuousCritic):
         return self.values(obs, actions)[0].unsqueeze(-1)
 
 
+def actor_is_better(values: torch.Tensor) -> torch.Tensor:
+    """Whether all members prefer the actor's proposal: (members, 2, batch) values, actor's then cloned, to (batch,).
+
+    The better by mean or minimum would be the actor's too often: it climbs the critics' errors, the cloned policy does
+    not. Comparing within each member cancels the error that both proposals share.
+    """
+    return (values[:, 0] > values[:, 1]).all(0)
+
+
 class ProposalPolicy(SACPolicy):
-    """Actor and cloned policy both propose an action; the one with the higher mean Q is taken.
+    """Actor and cloned policy both propose an action; the actor's is taken where all critics rate it higher.
 
     `cloned_only` makes it act as the cloned policy does, for the first rollouts: the critics know nothing yet.
     `exploration_noise` is the standard deviation of Gaussian noise on the cloned proposal where the policy is asked to
@@ -231,8 +243,8 @@ class ProposalPolicy(SACPolicy):
             return cloned
         proposals = torch.stack([self.actor(observation, deterministic), cloned])
         batch = len(observation)
-        values = self.critic.values(observation.repeat(2, 1), proposals.flatten(0, 1)).mean(0).view(2, batch)
-        return proposals[values.argmax(0), torch.arange(batch)]
+        values = self.critic.values(observation.repeat(2, 1), proposals.flatten(0, 1)).view(-1, 2, batch)
+        return torch.where(actor_is_better(values)[:, None], proposals[0], proposals[1])
 
 
 class DemonstrationSAC(SAC):
@@ -257,10 +269,12 @@ class DemonstrationSAC(SAC):
         hidden: width of the two hidden layers of actor and critics.
         learning_rate: of actor, critics and entropy coefficient (Adam).
         tau: how far the target critics move towards the critics per update.
-        ent_coef: entropy coefficient, or `auto` for SAC's own adjustment.
+        ent_coef: entropy coefficient, or `auto` (`auto_0.1` starts at 0.1) for SAC's own adjustment.
         exploration_noise: see `ProposalPolicy`.
         imitation_steps: gradient steps of the cloned policy after each success, on the demonstration and all successes;
             with 0 successes do not join the demonstration.
+        imitation_weight: factor, in the actor's loss, of the mean squared error of its mean action on the batch's share
+            of demonstration (Nair et al. 2018, without the filter).
         cloned_rollouts: first rollouts acted by the noisy cloned policy alone.
         buffer_size: transitions kept.
         seed: of everything random here, and of the instance each rollout runs on: rollout k of two learners with equal
@@ -285,17 +299,17 @@ class DemonstrationSAC(SAC):
         n_steps: int = 5,
         reward_scale: float = 10.0,
         demonstration_fraction: float = 0.25,
-        updates_per_step: int = 4,
+        updates_per_step: int = 2,
         batch_size: int = 128,
         n_critics: int = 3,
         hidden: int = 128,
         learning_rate: float = 3e-4,
         tau: float = 0.01,
-        ent_coef: float | str = "auto",
+        ent_coef: float | str = "auto_0.1",
         exploration_noise: float = 0.1,
         imitation_steps: int = 200,
-        imitation_weight: float = 0.0,
-        cloned_rollouts: int = 3,
+        imitation_weight: float = 1.0,
+        cloned_rollouts: int = 10,
         buffer_size: int = 50_000,
         seed: int | None = 0,
         cloned: ClonedPolicy | None = None,
@@ -323,7 +337,6 @@ class DemonstrationSAC(SAC):
         }
         self.reward_scale = reward_scale
         self.updates_per_step = updates_per_step
-        self.actor_interval = 2
         self.imitation_steps = imitation_steps
         self.imitation_weight = imitation_weight
         self.cloned_rollouts = cloned_rollouts
@@ -479,7 +492,7 @@ class DemonstrationSAC(SAC):
             critic_loss.backward()
             self.critic.optimizer.step()
             polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-            if update % self.actor_interval:
+            if update % ACTOR_INTERVAL:
                 continue
 
             actions, log_prob = self.actor.action_log_prob(batch.observations)
@@ -505,8 +518,9 @@ class DemonstrationSAC(SAC):
         """(batch,) n-step return plus the better proposal's value, without an entropy bonus, as in RLPD."""
         actions, _ = self.actor.action_log_prob(batch.next_observations)
         proposals = torch.cat([actions, self.policy.cloned(batch.next_observations)])
-        values = self.critic_target.values(batch.next_observations.repeat(2, 1), proposals).amin(0)
-        best = values.view(2, -1).amax(0)
+        values = self.critic_target.values(batch.next_observations.repeat(2, 1), proposals)
+        values = values.view(len(values), 2, -1)
+        best = torch.where(actor_is_better(values), *values.amin(0))
         assert batch.discounts is not None
         bootstrap = (1 - batch.dones) * batch.discounts
         return self.reward_scale * batch.rewards.squeeze(1) + bootstrap.squeeze(1) * best

@@ -115,7 +115,7 @@ def test_the_batched_critics_are_the_separate_networks():
     torch.testing.assert_close(ensemble.q1_forward(observations, actions), ensemble(observations, actions)[0])
 
 
-def test_the_better_proposal_by_mean_value_is_taken(monkeypatch):
+def test_the_better_proposal_is_taken(monkeypatch):
     model = learner()
     observation = torch.zeros(3, 2)
     ours, theirs = model.policy.actor(observation, True), model.policy.cloned(observation)
@@ -140,10 +140,14 @@ def test_the_target_scales_the_reward_once_and_bootstraps_from_the_better_propos
         rewards=torch.tensor([[0.2], [1.0]]),
         discounts=torch.tensor([[0.9], [0.9]]),
     )
-    # Two critics: the minimum counts. First half of the rows: the actor's proposals, worth 3; second half: 5.
-    proposals = torch.tensor([[3.0, 3, 5, 5], [4.0, 4, 6, 6]])
-    monkeypatch.setattr(CriticEnsemble, "values", lambda self, o, a: proposals)
-    torch.testing.assert_close(model._target(batch), torch.tensor([10 * 0.2 + 0.9 * 5, 10 * 1.0]))
+    # First two columns: the actor's proposals, last two: the cloned ones. Two critics that agree, then two that do not.
+    for values, best in (
+        ([[3.0, 3, 5, 5], [4, 4, 6, 6]], 5),
+        ([[8.0, 8, 5, 5], [7, 7, 6, 6]], 7),
+        ([[99.0, 9, 5, 5], [4, 4, 6, 6]], 5),
+    ):
+        monkeypatch.setattr(CriticEnsemble, "values", lambda self, o, a, v=values: torch.tensor(v))
+        torch.testing.assert_close(model._target(batch), torch.tensor([10 * 0.2 + 0.9 * best, 10 * 1.0]))
 
 
 def test_a_batch_has_its_share_of_the_demonstration():
