@@ -95,6 +95,8 @@ class SimulatorState:
     raw: Float[np.ndarray, " 39"]
     decisions: int
     succeeded: bool
+    origin: "SimulatorState | None" = None
+    """How its episode began, which is what progress is measured from; None for the beginning itself."""
 
 
 class MetaWorldEnv(gym.Env):
@@ -173,7 +175,8 @@ class MetaWorldEnv(gym.Env):
         self._inner.seed(int(self.np_random.integers(2**31 - 1)))
         self._raw, _ = self._inner.reset()
         self._decisions, self._succeeded = 0, False
-        self._initial, self._reference = self.snapshot(), None
+        self._initial, self._reference = None, None
+        self._initial = self.snapshot()
         return self._observe(), {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -264,7 +267,9 @@ class MetaWorldEnv(gym.Env):
         attributes = {
             key: value.copy() if isinstance(value, np.ndarray) else value
             for key, value in vars(self._inner).items()
-            if isinstance(value, (np.ndarray, float, int, bool)) or value is None
+            if (isinstance(value, np.ndarray) and not _is_live(value))
+            or isinstance(value, (float, int, bool))
+            or value is None
         }
         model = {name: getattr(self.model, name).copy() for name in ("body_pos", "body_quat", "site_pos")}
         return SimulatorState(
@@ -274,6 +279,7 @@ class MetaWorldEnv(gym.Env):
             raw=self._raw.copy(),
             decisions=self._decisions,
             succeeded=self._succeeded,
+            origin=self._initial,
         )
 
     def restore(self, state: SimulatorState) -> dict[str, np.ndarray]:
@@ -287,6 +293,9 @@ class MetaWorldEnv(gym.Env):
         # mj_forward refreshes the warm start; putting it back makes the next step bit-identical to the first time.
         mujoco.mj_setState(self.model, self.data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
         self._raw, self._decisions, self._succeeded = state.raw.copy(), state.decisions, state.succeeded
+        origin = state.origin or state
+        if origin is not self._initial:
+            self._initial, self._reference = origin, None
         return {"state": self._relative() if self._state == "relative" else self._raw.astype(np.float32)}
 
     def render_views(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
@@ -350,6 +359,17 @@ class ScriptedPolicy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # it warns that the environment will clip; so do we
             return np.clip(np.asarray(self._policy.get_action(raw), dtype=np.float64), -1, 1)
+
+
+def _is_live(array: np.ndarray) -> bool:
+    """Whether an array is a window into MuJoCo's memory, so that it follows the physics by itself.
+
+    Meta-World keeps some (`init_left_pad` is where the finger is *now*). Putting a copy in their place would freeze
+    them for all later episodes, and dense rewards would depend on what was restored before.
+    """
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.base is not None
 
 
 def task_name(name: str) -> str:
