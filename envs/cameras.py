@@ -71,9 +71,12 @@ class Cameras:
             )
         self.views = tuple(views)
         self._env = inner
-        samples = model.vis.quality.offsamples
+        buffer = model.vis.global_
+        before = model.vis.quality.offsamples, buffer.offwidth, buffer.offheight
+        # Read once, when the context is made: so they can be ours for a moment, whatever the model's file says.
+        buffer.offwidth, buffer.offheight = max(width, buffer.offwidth), max(height, buffer.offheight)
         if quality == "fast":
-            model.vis.quality.offsamples = 0  # read once, when the context is made
+            model.vis.quality.offsamples = 0
         try:
             self._renderer: mujoco.Renderer | None = mujoco.Renderer(model, height, width)
         except (AttributeError, RuntimeError, ImportError, mujoco.FatalError) as error:
@@ -84,7 +87,7 @@ class Cameras:
                 f"before mujoco is imported (`import envs` does); see `grm doctor`"
             ) from error
         finally:
-            model.vis.quality.offsamples = samples
+            model.vis.quality.offsamples, buffer.offwidth, buffer.offheight = before
         if not _open:
             atexit.register(
                 _close_all
