@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -26,6 +27,10 @@ from .errors import GrmError, OutputError, TraceError
 from .evaluate import METRICS, by_task, score_all, summarize
 from .models.multiview import GRM, Architecture, MultiViewNetwork
 from .reward import Frame
+
+if TYPE_CHECKING:
+    from policies.offpolicy import Rollout
+    from policies.one_shot import OneShotSettings
 
 console = Console()
 
@@ -247,6 +252,125 @@ class Adapt:
 
 
 @dataclass(frozen=True)
+class Demo:
+    """One demonstration in, a trained policy out: adapt, train with and without shaping, show what happened."""
+
+    task: str = "hand-insert"
+    """A Meta-World task; ML45's held-out ones are bin-picking, box-close, door-lock, door-unlock and hand-insert."""
+    out: Path | None = None
+    """Run folder; runs/<task>-<seed> unless named."""
+    seed: int = 0
+    """Of the demonstration, the adaptation, both learners and all instances."""
+    rollouts: int = 150
+    """Online episodes per arm."""
+    evaluation_episodes: int = 50
+    """Fresh instances each policy is evaluated on."""
+    model: str = ""
+    """Checkpoint to adapt: a folder, a Hub id, or nothing for the packaged one."""
+    resume: bool = False
+    """Go on from what an interrupted run left in the folder."""
+
+    def run(self) -> None:
+        """Demonstrate, adapt, train both arms, evaluate, write the page."""
+        from envs.cameras import Cameras
+        from envs.metaworld import VIEWS, MetaWorldEnv, task_name
+        from policies import one_shot
+
+        began = time.perf_counter()
+        task = task_name(self.task)
+        Cameras(MetaWorldEnv(task), VIEWS).close()  # a missing renderer is one clear error now, not half-way
+        folder = self.out or Path("runs") / f"{task}-{self.seed}"
+        check_output(folder, resume=self.resume)
+        settings = one_shot.OneShotSettings(
+            task=task, seed=self.seed, rollouts=self.rollouts, evaluation_episodes=self.evaluation_episodes
+        )
+        about = {"command": _command(), "commit": _commit(), "model": self.model or "packaged"}
+        one_shot.write_config(folder, settings, about, resume=self.resume)
+        hint = f"go on with [bold]grm demo --task {self.task} --seed {self.seed} --out {folder} --resume[/bold]"
+        try:
+            demonstration = one_shot.record_demonstration(settings, folder / "demonstration")
+            console.print(
+                f"[bold]{task}[/bold]: {demonstration.instruction}; one expert demonstration of "
+                f"{len(demonstration)} frames, {len(demonstration.views)} views"
+            )
+            model = self._adapted(settings, demonstration, folder)
+            finished = self._train(settings, folder)
+        except KeyboardInterrupt:
+            if (folder / "grm" / "config.json").exists():
+                self._report(settings, folder, time.perf_counter() - began)
+            console.print(f"interrupted; what is finished is in {folder}: {hint}", soft_wrap=True)
+            sys.exit(130)
+        assert finished
+        assert model is not None
+        self._report(settings, folder, time.perf_counter() - began)
+
+    def _adapted(self, settings: "OneShotSettings", demonstration: Episode, folder: Path) -> GRM:
+        from envs.experts import record
+        from envs.metaworld import VIEWS
+        from policies import one_shot
+
+        from .models.checkpoint import locate
+        from .models.multiview import packaged_checkpoint
+        from .train import Trainer, adapt
+
+        if (folder / "grm" / "config.json").exists():
+            return GRM.from_pretrained(folder / "grm")
+        old = GRM.from_pretrained(self.model)
+        replay = list(read_replay(locate(self.model, packaged_checkpoint())))
+        with _progress() as progress:
+            bar = progress.add_task("adapting the GRM", total=settings.adaptation_steps)
+
+            def after_step(trainer: Trainer) -> None:
+                progress.update(bar, completed=trainer.step)
+
+            new = adapt(
+                old,
+                demonstration,
+                replay,
+                steps=settings.adaptation_steps,
+                seed=settings.seed,
+                after_step=after_step,
+            )
+        env = one_shot.make_env(settings.task, one_shot.horizon_of(demonstration), views=VIEWS)
+        behaviours = ("expert", "expert", "near-miss", "wander", "undo", "noisy")
+        others = [record(env, b, seed=20_000 + k, label_every=4) for k, b in enumerate(behaviours)]
+        env.close()
+        table = _before_after(old, new, demonstration, others, {settings.task: demonstration.frames[-1]})
+        console.print(table)
+        new.save_pretrained(folder / "grm", {"command": _command(), "commit": _commit(), "seed": settings.seed})
+        return new
+
+    def _train(self, settings: "OneShotSettings", folder: Path) -> bool:
+        from policies import one_shot
+
+        recent: dict[str, list[bool]] = {arm: [] for arm in one_shot.ARMS}
+        with _progress() as progress:
+            bars = {arm: progress.add_task(f"{arm:6} arm", total=settings.rollouts) for arm in one_shot.ARMS}
+
+            def on_rollout(arm: str, rollout: "Rollout") -> None:
+                recent[arm].append(rollout.success)
+                last = recent[arm][-20:]
+                progress.update(
+                    bars[arm],  # pyright: ignore[reportArgumentType]
+                    completed=rollout.number,
+                    description=f"{arm:6} arm, {sum(last)}/{len(last)} of the last rollouts succeed",
+                )
+
+            return one_shot.run_arms(settings, folder, on_rollout=on_rollout)
+
+    def _report(self, settings: "OneShotSettings", folder: Path, seconds: float) -> None:
+        from policies import one_shot, page
+
+        one_shot.write_metrics(folder)
+        path = page.write_run_page(settings, folder, seconds)
+        table = Table("policy", f"success on {settings.evaluation_episodes} fresh instances", title=settings.task)
+        for name, value in page.success_rates(folder).items():
+            table.add_row(name, "not finished" if value is None else f"{value:.2f}")
+        console.print(table)
+        console.print(f"{seconds / 60:.1f} minutes; open [bold]{path}[/bold] in a browser", soft_wrap=True)
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Check this machine: versions, devices, renderer, write access, and what to do about each thing missing."""
 
@@ -378,6 +502,7 @@ Command = (
     Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Adapt, tyro.conf.subcommand("adapt")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 

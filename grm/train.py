@@ -9,12 +9,14 @@ alone, so a resumed run draws what an uninterrupted one would have.
 
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch import Tensor
 from .data.episodes import Episode
 from .data.pairs import BalancedPairs, hops_of_pairs
 from .errors import CheckpointError, TraceError
+from .labels import from_time
 from .models.multiview import GRM, MultiViewNetwork
 
 
@@ -141,12 +144,18 @@ class Trainer:
             for index, parameter in enumerate(parameters["params"]):
                 for name, value in self.optimizer.state.get(parameter, {}).items():
                     tensors[f"{group}.{index}.{name}"] = value.detach().clone().contiguous()
-        safetensors.torch.save_file(tensors, Path(folder) / "optimizer.safetensors")
         state = {"step": self.step, "settings": asdict(self.settings), "history": self.history}
-        (Path(folder) / "training.json").write_text(json.dumps(state) + "\n")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that an old state is only replaced by a whole one
+            safetensors.torch.save_file(tensors, Path(scratch) / "optimizer.safetensors")
+            (Path(scratch) / "training.json").write_text(json.dumps(state) + "\n")
+            for name in ("optimizer.safetensors", "training.json"):
+                (Path(scratch) / name).replace(Path(folder) / name)
 
     def resume(self, folder: Path) -> None:
-        """Go on from a saved state. Raises `CheckpointError` if it is of other settings."""
+        """Go on from a saved state; the network must hold the weights that were saved with it.
+
+        Raises `CheckpointError` if there is none, it cannot be read, or it is of other settings.
+        """
         path = Path(folder) / "training.json"
         if not path.exists():
             raise CheckpointError(f"{folder} holds no training.json; expected a folder an interrupted `grm train` left")
@@ -156,7 +165,12 @@ class Trainer:
             raise CheckpointError(
                 f"{folder} was trained with other {', '.join(changed)}; resume with the same settings"
             )
-        tensors = safetensors.torch.load_file(Path(folder) / "optimizer.safetensors")
+        try:
+            tensors = safetensors.torch.load_file(Path(folder) / "optimizer.safetensors")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}/optimizer.safetensors cannot be read ({error}); start again in a new folder"
+            ) from error
         for key, value in tensors.items():
             group, index, name = key.split(".")
             parameter = self.optimizer.param_groups[int(group)]["params"][int(index)]
@@ -282,7 +296,14 @@ def adapt(
     settings = TrainSettings(
         steps=steps, learning_rate=3e-4, episodes_per_step=8, seed=seed, focus=0.5 if replay else 0.0, view_dropout=0.1
     )
-    usable = [e for e in replay if e.task != demonstration.task and set(e.views) >= set(demonstration.views)]
+    views = demonstration.views
+    usable = [
+        replace(e, views={name: e.views[name] for name in views})
+        for e in replay
+        if e.task != demonstration.task and set(e.views) >= set(views)
+    ]
+    if np.isnan(demonstration.progress).all():
+        demonstration = replace(demonstration, progress=from_time(len(demonstration)).astype(np.float32))
     trainer = Trainer(network, itertools.chain([demonstration], usable), settings)
     trainer.run(after_step=after_step)
     return GRM(network, fuser=model.fuser)

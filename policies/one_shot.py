@@ -1,8 +1,8 @@
 """One demonstration in, a trained policy out: the experiment behind `grm demo`.
 
-A run adapts a GRM to one expert demonstration of a task, then trains the same learner twice, with the same seed, the same
-instances and the same number of rollouts: once on the sparse task reward, once with the GRM's potential shaping it. Both
-are evaluated on the same fresh instances. Everything is written as it happens, so an interrupted run resumes.
+A run adapts a GRM to one expert demonstration of a task, then trains the same learner twice, with the same seed, the
+same instances and the same number of rollouts: once on the sparse task reward, once with the GRM's potential shaping
+it. Both are evaluated on the same fresh instances. Everything is written as it happens, so an interrupted run resumes.
 """
 
 import csv

@@ -29,7 +29,8 @@ class Episode:
     Row t is what was seen at frame t, the action taken there, and what it led to. The last row shows how it ended:
     its action was never taken.
 
-    Raises `TraceError` on construction when lengths differ, a number is not finite, or there are under two frames.
+    Raises `TraceError` on construction when lengths differ, a number is not finite, a view is not unsigned-byte RGB, or
+    there are under two frames.
     """
 
     task: str
@@ -66,6 +67,14 @@ class Episode:
                     f"episode of {self.task!r}: {name} has {len(array)} rows, the state has {length}; "
                     f"expected one row per frame"
                 )
+        for name, images in self.views.items():
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+                raise TraceError(
+                    f"episode of {self.task!r}: view {name!r} has shape {images.shape} and dtype {images.dtype}; "
+                    f"expected (frames, height, width, 3) RGB in uint8"
+                )
+        if not 0 < self.rate_hz < np.inf:
+            raise TraceError(f"episode of {self.task!r}: rate_hz is {self.rate_hz}; expected frames per second above 0")
         for name in ("state", "actions", "rewards"):
             rows = np.flatnonzero(~np.isfinite(getattr(self, name).reshape(length, -1)).all(axis=1))
             if len(rows):

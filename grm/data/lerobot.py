@@ -1,12 +1,15 @@
 """The kernel's door to LeRobot: episodes to and from a LeRobotDataset v3 on disk.
 
 One `finalize()` and `resume()` per episode, because LeRobot leaves the whole data set unreadable when a process dies
-before `finalize()`: so a killed run loses at most the episode in flight. What LeRobot has no column for (task name,
-behaviour, sub-task keyframes, seed) is one JSON line per episode in `meta/grm_episodes.jsonl`.
+before `finalize()`. It dies all the same when it is killed in the middle of writing one: so each append can be undone,
+the first by being made in a folder beside, the others from a journal. A killed run loses at most the episode in flight.
+What LeRobot has no column for (task name, behaviour, sub-task keyframes, seed) is one JSON line per episode in
+`meta/grm_episodes.jsonl`.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +21,17 @@ from .episodes import Episode, SubTask
 
 IMAGES = "observation.images."
 _SIDECAR = Path("meta") / "grm_episodes.jsonl"
+_JOURNAL = Path(".append")
+"""While an episode is appended: the names of all files that were there before, and copies of those that change."""
+_CHANGING = (Path("meta") / "info.json", Path("meta") / "stats.json", Path("meta") / "tasks.parquet", _SIDECAR)
 
 
 class EpisodeWriter:
     """Appends episodes to a LeRobotDataset v3 at `root`, creating it with the first one.
 
     Views are stored as lossless H.264 with full colour resolution (tiny objects would not survive less); `progress` in
-    [0, 1], `next.reward`, `next.done` and `next.success` are columns. Raises `OutputError` if `root` exists and is not
-    such a data set, or is not writable.
+    [0, 1], `next.reward`, `next.done` and `next.success` are columns. One writer at a time: what an earlier one left
+    half-written is undone here. Raises `OutputError` if `root` exists and is not such a data set, or is not writable.
     """
 
     def __init__(self, root: Path) -> None:
@@ -34,8 +40,10 @@ class EpisodeWriter:
             raise OutputError(
                 f"{self.root} exists and is not a LeRobotDataset; expected a new folder or one that `grm collect` began"
             )
-        if not os.access(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()), os.W_OK):
-            raise OutputError(f"{self.root} is not writable; choose a folder you may write to")
+        existing = next(p for p in (self.root, *self.root.absolute().parents) if p.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise OutputError(f"{self.root} is not writable ({existing} is not); choose a folder you may write to")
+        self._undo()
 
     def lines(self) -> list[dict]:
         """What was written so far: one record per episode, with its behaviour and seed."""
@@ -43,21 +51,32 @@ class EpisodeWriter:
         return [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
 
     def append(self, episode: Episode) -> None:
-        """Write one episode whole; when this returns, it is safe on disk."""
-        import av
+        """Write one episode whole; when this returns, it is safe on disk.
+
+        Raises `TraceError` for other views, image sizes, states or actions than the data set's.
+        """
+        import av.logging
         import datasets
         from lerobot.configs.video import RGBEncoderConfig
         from lerobot.datasets import LeRobotDataset
 
-        av.logging.set_level(av.logging.ERROR)  # x264 prints a page of statistics per file otherwise
-        datasets.disable_progress_bars()
+        # x264 prints a page of statistics per file otherwise: LeRobot puts FFmpeg's own printer back after each.
+        av.logging.set_libav_level(av.logging.ERROR)
         encoder = RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", preset="veryfast", crf=0, g=10)
-        if not self.lines():
+        self._undo()
+        first = not self.root.exists()
+        root = self.root.with_name(f".{self.root.name}.first") if first else self.root
+        if not first and len(self.lines()) != count_episodes(self.root):
+            raise OutputError(
+                f"{self.root} holds {count_episodes(self.root)} episodes and {_SIDECAR} tells of {len(self.lines())}; "
+                f"expected a data set that `grm collect` began: choose another folder, or delete it"
+            )
+        if first:
             dataset = LeRobotDataset.create(
                 f"grm/{self.root.name}",
                 round(episode.rate_hz),
                 _features(episode),
-                root=self.root,
+                root=root,
                 robot_type="sawyer",
                 video_backend="pyav",
                 rgb_encoder=encoder,
@@ -65,14 +84,17 @@ class EpisodeWriter:
                 encoder_threads=1,
             )
         else:
+            _require_features(self.root, _features(episode))
+            self._note()
             dataset = LeRobotDataset.resume(
                 f"grm/{self.root.name}",
-                root=self.root,
+                root=root,
                 video_backend="pyav",
                 rgb_encoder=encoder,
                 streaming_encoding=True,
                 encoder_threads=1,
             )
+        datasets.disable_progress_bars()  # only now: opening a data set enables them
         for t in range(len(episode)):
             dataset.add_frame(
                 {
@@ -97,13 +119,50 @@ class EpisodeWriter:
             "rate_hz": episode.rate_hz,
             "sub_tasks": [asdict(sub_task) for sub_task in episode.sub_tasks],
         }
-        with (self.root / _SIDECAR).open("a") as file:
+        with (root / _SIDECAR).open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if first:
+            root.replace(self.root)
+        else:
+            self._forget()
+
+    def _note(self) -> None:
+        """Begin an append: remember what is there. The list of files comes last and makes the journal valid."""
+        journal = self.root / _JOURNAL
+        shutil.rmtree(journal, ignore_errors=True)
+        files = [str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()]
+        (journal / "meta").mkdir(parents=True)
+        for name in _CHANGING:
+            shutil.copy(self.root / name, journal / name)
+        (journal / "files.tmp").write_text(json.dumps(files))
+        (journal / "files.tmp").replace(journal / "files.json")
+
+    def _forget(self) -> None:
+        """End an append: from the moment the list is gone, the episode is there."""
+        (self.root / _JOURNAL / "files.json").unlink()
+        shutil.rmtree(self.root / _JOURNAL)
+
+    def _undo(self) -> None:
+        """Take back what an append that never ended has written."""
+        shutil.rmtree(self.root.with_name(f".{self.root.name}.first"), ignore_errors=True)
+        journal = self.root / _JOURNAL
+        if not (journal / "files.json").exists():
+            return
+        before = {self.root / name for name in json.loads((journal / "files.json").read_text())}
+        for path in sorted(self.root.rglob("*"), reverse=True):  # what is in a folder comes before the folder
+            if path.is_file() and path not in before and journal not in path.parents:
+                path.unlink()
+            elif path.is_dir() and path != journal and not any(path.iterdir()):
+                path.rmdir()
+        for name in _CHANGING:
+            shutil.copy(journal / name, self.root / name)
+        self._forget()
 
 
 def count_episodes(root: Path) -> int:
-    """How many episodes a LeRobotDataset folder holds. Raises `TraceError` if it is none."""
-    info = Path(root) / "meta" / "info.json"
+    """How many episodes a LeRobotDataset folder holds, without one being written. Raises `TraceError` if it is none."""
+    noted = (Path(root) / _JOURNAL / "files.json").exists()
+    info = Path(root) / (_JOURNAL if noted else "") / "meta" / "info.json"
     if not info.exists():
         raise TraceError(
             f"{root} is not a LeRobotDataset (no meta/info.json); make one with `grm collect --out {root}`"
@@ -146,8 +205,15 @@ def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Epi
     from lerobot.datasets.video_utils import decode_video_frames
 
     entry = meta.episodes[index]
-    table = pd.read_parquet(root / meta.get_data_file_path(index))
-    table = table[table["episode_index"] == index].sort_values("frame_index")
+    path = root / meta.get_data_file_path(index)
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own for a cut file is a ValueError
+        raise TraceError(
+            f"{path} of episode {index} cannot be read ({type(error).__name__}); expected a whole Parquet file: it may "
+            f"be truncated; record or copy the episode again"
+        ) from error
+    table = table.loc[table["episode_index"] == index].sort_values(by="frame_index")
     views = {}
     for name in names:
         key = IMAGES + name
@@ -166,8 +232,8 @@ def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Epi
     if "next.success" in table:
         success[-1] = bool(np.asarray(table["next.success"].iloc[-1]).item())
     return Episode(
-        task=line.get("task", table_task(meta, entry)),
-        instruction=table_task(meta, entry),
+        task=line.get("task", _instruction(entry)),
+        instruction=_instruction(entry),
         views=views,
         rate_hz=line.get("rate_hz", float(meta.fps)),
         state=_stack(table, "observation.state"),
@@ -181,7 +247,7 @@ def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Epi
     )
 
 
-def table_task(meta, entry) -> str:
+def _instruction(entry) -> str:
     """The instruction of an episode's metadata row."""
     return str(entry["tasks"][0])
 
@@ -194,6 +260,18 @@ def _column(table, key: str, default: float) -> np.ndarray:
     if key not in table:
         return np.full(len(table), default, np.float32)
     return np.array([np.asarray(value).item() for value in table[key]], np.float32)
+
+
+def _require_features(root: Path, features: dict) -> None:
+    """Raise `TraceError` unless the data set at `root` has these views and columns, in these shapes."""
+    found = json.loads((root / "meta" / "info.json").read_text())["features"]
+    for key in sorted({*features, *(key for key in found if key.startswith(IMAGES))}):
+        shapes = [tuple(each[key]["shape"]) if key in each else None for each in (features, found)]
+        if shapes[0] != shapes[1]:
+            raise TraceError(
+                f"the episode has {key} of shape {shapes[0]}, {root} of {shapes[1]}; "
+                f"expected the same views and sizes throughout: write it to another folder"
+            )
 
 
 def _features(episode: Episode) -> dict:

@@ -28,7 +28,7 @@ def hops_of_pairs(
     return np.where(np.abs(after - before) <= zero, 0.0, hops)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BalancedPairs:
     """All ordered pairs of one episode, by jointly feasible bins of hop and distance.
 
@@ -71,4 +71,4 @@ class BalancedPairs:
             group = self.bins[generator.integers(len(self.bins))]
             chunk = group[generator.integers(len(group))]
             drawn.append(chunk[generator.integers(len(chunk))])
-        return np.array(drawn)
+        return np.array(drawn, dtype=np.int64).reshape(-1, 2)

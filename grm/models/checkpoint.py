@@ -30,8 +30,8 @@ def save_checkpoint(folder: Path, network: nn.Module, config: Mapping[str, Any])
             (Path(scratch) / "config.json").write_text(json.dumps({"schema": SCHEMA, **config}, indent=2) + "\n")
             for name in ("model.safetensors", "config.json"):
                 os.replace(Path(scratch) / name, folder / name)
-    except OSError as error:
-        raise OutputError(f"checkpoint folder {folder} cannot be written ({error.strerror}); choose another") from error
+    except (OSError, safetensors.SafetensorError) as error:  # safetensors has its own for a disk that is full
+        raise OutputError(f"checkpoint folder {folder} cannot be written ({error}); choose another") from error
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
@@ -40,9 +40,11 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{folder} holds no checkpoint (no config.json); expected a folder `grm train` wrote")
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
         raise CheckpointError(f"{path} is not JSON ({error}); expected the file `grm train` wrote") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(config).__name__}; expected the object `grm train` wrote")
     found = (config.pop("kind", None), config.pop("schema", None))
     if found != (kind, SCHEMA):
         raise CheckpointError(

@@ -8,7 +8,7 @@ are further questions to the small head, and their disagreement is the spread.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import TraceError
+from ..errors import CheckpointError, TraceError
 from ..fusion import Fuser, MeanFusion, is_cyclic
 from ..reward import Frame, PerspectiveJudgement, ProcessReward, Task
 from .backbone import HashedText, build_backbone
@@ -139,7 +139,14 @@ class GRM(ProcessReward[Frame, Carry]):
         """Load a checkpoint: the packaged one, a folder's, or the Hub's `owner/name`. Raises `CheckpointError`."""
         folder = locate(source, packaged_checkpoint())
         config = read_config(folder, KIND)
-        network = MultiViewNetwork(Architecture(**config["architecture"]))
+        try:
+            architecture = Architecture(**config["architecture"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder}/config.json does not describe a network ({type(error).__name__}: {error}); expected an "
+                f"`architecture` with the fields {', '.join(field.name for field in fields(Architecture))}"
+            ) from error
+        network = MultiViewNetwork(architecture)
         load_weights(folder, network)
         return cls(network.to(device), fuser=fuser)
 
