@@ -1,0 +1,14 @@
+"""Every test runs offline, on one thread, and with MuJoCo's renderer chosen before MuJoCo is imported."""
+
+import os
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_LEROBOT_HOME"] = tempfile.mkdtemp(prefix="lerobot-")
+os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering would start a thread per core otherwise
+
+import torch
+
+import envs  # noqa: F401  (first: it chooses MUJOCO_GL)
+
+torch.set_num_threads(1)
