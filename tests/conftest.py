@@ -3,12 +3,13 @@
 import os
 import tempfile
 
+_home = tempfile.TemporaryDirectory(prefix="lerobot-")  # removed when the run ends
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_LEROBOT_HOME"] = tempfile.mkdtemp(prefix="lerobot-")
+os.environ["HF_LEROBOT_HOME"] = _home.name
 os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering would start a thread per core otherwise
 
 import torch
 
-import envs  # noqa: F401  (first: it chooses MUJOCO_GL)
+import envs  # noqa: F401  (before anything imports MuJoCo: it chooses MUJOCO_GL)
 
 torch.set_num_threads(1)
