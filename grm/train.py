@@ -50,6 +50,8 @@ class TrainSettings:
     """Chance that the initial frame is another episode's of the same task."""
     shift: int = 3
     """Largest random shift of a view in pixels, one per episode and view."""
+    bfloat16: bool = False
+    """Run the encoder in bfloat16: a step took 0.6 of the time on a CPU with AMX; slower on CPUs without."""
     focus: float = 0.0
     """Share of each batch drawn from the first task alone: the demonstration's, when adapting with replay."""
 
@@ -230,7 +232,8 @@ class Trainer:
         network = self.network
         count, moments = batch.images.shape[:2]
         kept = moments - 2
-        tokens = network.encode(batch.images.flatten(0, 1), batch.names)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
+            tokens = network.encode(batch.images.flatten(0, 1), batch.names).float()
         pooled = network.pool(tokens, batch.present.flatten(0, 1)).unflatten(0, (count, moments))
         frames, init, goal = pooled[:, :kept], pooled[:, kept], pooled[:, kept + 1]
         known = torch.from_numpy(batch.has_goal)

@@ -216,53 +216,47 @@ def run_arm(
     return True
 
 
-def run_arms(
-    settings: OneShotSettings, folder: Path, *, on_rollout: Callable[[Arm, Rollout], None], jobs: int = 2
-) -> bool:
-    """Both arms, each in a process of its own on one core; True if both got to the end.
+def run_arms(settings: OneShotSettings, folder: Path, *, on_rollout: Callable[[Arm, Rollout], None]) -> None:
+    """Train and evaluate both arms at once, each in a process of its own on one core.
 
-    Ctrl-C lets the rollouts in flight finish, saves, and raises KeyboardInterrupt.
+    Ctrl-C lets the rollouts in flight finish, saves, and raises KeyboardInterrupt. Raises `GrmError` if an arm failed.
     """
     context = multiprocessing.get_context("spawn")
     reports: Any = context.Queue()
     stop = context.Event()
-    waiting = [context.Process(target=_arm_process, args=(settings, arm, folder, reports, stop)) for arm in ARMS]
-    running: list[Any] = []
+    processes = [context.Process(target=_arm_process, args=(settings, arm, folder, reports, stop)) for arm in ARMS]
     ends: dict[Arm, bool | str] = {}
 
     def drain() -> None:
-        while True:
+        """Pass on what has been reported, until everybody has ended."""
+        while any(process.is_alive() for process in processes) or not reports.empty():
             try:
                 arm, report = reports.get(timeout=0.2)
             except queue.Empty:
-                return
+                continue
             if isinstance(report, Rollout):
                 on_rollout(arm, report)
             else:
                 ends[arm] = report
 
+    # Children start deaf to Ctrl-C, which a terminal sends to all: the parent decides, and they finish their rollout.
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for process in processes:
+        process.start()
+    signal.signal(signal.SIGINT, heard)
     try:
-        while waiting or any(process.is_alive() for process in running):
-            while waiting and sum(process.is_alive() for process in running) < jobs:
-                running.append(waiting.pop(0))
-                running[-1].start()
-            drain()
+        drain()
     except KeyboardInterrupt:
         stop.set()
-        for process in running:
-            process.join()
         drain()
         raise
-    drain()
-    for process, arm in zip(running, ARMS, strict=True):
+    for process, arm in zip(processes, ARMS, strict=True):
         report = ends.get(arm, f"it died with exit status {process.exitcode}")
         if isinstance(report, str):
             raise GrmError(f"the {arm} arm did not finish: {report}; go on with --resume")
-    return all(ends.values())
 
 
 def _arm_process(settings: OneShotSettings, arm: Arm, folder: Path, reports: Any, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; a rollout in flight is finished first
     torch.set_num_threads(1)
 
     def on_rollout(rollout: Rollout) -> bool | None:
@@ -365,6 +359,14 @@ def write_config(folder: Path, settings: OneShotSettings, extra: dict[str, Any],
         path.write_text(json.dumps({"settings": asdict(settings), **extra}, indent=2) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); choose another output folder") from error
+
+
+def add_seconds(folder: Path, seconds: float) -> float:
+    """Add this session's wall-clock time to minutes.json; returns all sessions' seconds together."""
+    path = folder / "minutes.json"
+    total = seconds + (60 * json.loads(path.read_text())["minutes"] if path.exists() else 0.0)
+    path.write_text(json.dumps({"minutes": total / 60}) + "\n")
+    return total
 
 
 def write_metrics(folder: Path) -> None:

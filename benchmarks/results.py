@@ -1,0 +1,46 @@
+"""How every benchmark writes its result: results/<name>.json with command, commit, seeds and a flat summary."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from grm.metrics import Interval
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_result(
+    name: str,
+    summary: Mapping[str, float | Interval],
+    *,
+    seeds: Sequence[int],
+    rows: Sequence[Mapping[str, object]] = (),
+    **about: object,
+) -> Path:
+    """Write results/<name>.json and, where there are rows, results/<name>.csv; returns the JSON's path."""
+    RESULTS.mkdir(exist_ok=True)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=RESULTS, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    flat = {
+        key: (
+            {part: round(value, 4) for part, value in entry._asdict().items()}
+            if isinstance(entry, Interval)
+            else round(float(entry), 4)
+        )
+        for key, entry in summary.items()
+    }
+    command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    content = {"command": command, "commit": commit, "seeds": list(seeds), "summary": flat, **about}
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    if rows:
+        fields = list(dict.fromkeys(key for row in rows for key in row))
+        with path.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fields, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
