@@ -21,9 +21,9 @@ check:  ## Format, lint, types, import rules
 	$(RUN) lint-imports --no-cache
 
 bench:  ## Every table of the README, in the order they depend on each other; writes benchmarks/results/
-	$(RUN) python benchmarks/render.py
-	$(RUN) python benchmarks/pretrain.py
-	$(RUN) python benchmarks/demo.py
+	$(RUN) python -m benchmarks.render
+	$(RUN) python -m benchmarks.pretrain
+	$(RUN) python -m benchmarks.demo
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else
 	rm -rf dist
