@@ -8,8 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_LEROBOT_HOME"] = _home.name
 os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering would start a thread per core otherwise
 
-import torch
+import torch  # noqa: E402
 
-import envs  # noqa: F401  (before anything imports MuJoCo: it chooses MUJOCO_GL)
+import envs  # noqa: E402, F401  (before anything imports MuJoCo: it chooses MUJOCO_GL)
 
 torch.set_num_threads(1)

@@ -223,6 +223,54 @@ def test_a_batch_draws_references_within_the_task_and_goals_from_other_episodes(
     assert batch.instructions == [episodes[index].instruction for index in own]
 
 
+class Brightness(MultiViewNetwork):
+    """Features are brightness, and what was asked of the heads is kept."""
+
+    def encode(self, images, names):
+        return images.mean((2, 3, 4))[..., None].expand(*images.shape[:2], TINY.features)
+
+    def pool(self, tokens, present):
+        return tokens.mean(-2)
+
+    def hop_logits(self, text, init, goal, before, after):
+        self.asked = torch.stack([init, goal, before, after])[..., 0]
+        return super().hop_logits(text, init, goal, before, after)
+
+
+def test_every_ordered_pair_and_both_anchors_are_asked_with_their_own_labels(monkeypatch):
+    length = 12
+    levels = np.rint(np.linspace(0, 255, length)).astype(np.uint8)
+    film = levels[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    episode = dataclasses.replace(
+        moving_square(0), views={"top": film}, progress=(levels / 255).astype(np.float32)
+    )  # as bright as it is far along
+    plain = lambda images, shift, generator: torch.from_numpy(images).permute(0, 1, 2, 5, 3, 4) / 255  # noqa: E731
+    monkeypatch.setattr("grm.train._augment", plain)
+    labels, kept = [], []
+    monkeypatch.setattr("grm.train.hops_of_pairs", lambda b, a: labels.append((b, a)) or np.zeros(b.shape))
+    monkeypatch.setattr("grm.train._balance", lambda hops, valid: kept.append(valid) or valid.astype(np.float32))
+    torch.manual_seed(0)
+    model = Brightness(TINY)
+    trainer = Trainer(model, [episode], dataclasses.replace(SETTINGS, goal_dropout=0.5, episodes_per_step=8))
+    batch = trainer._draw(np.random.default_rng(0))
+    trainer._losses(batch)
+    [(before, after)], [valid] = labels, kept
+    init, goal, asked_before, asked_after = model.asked.detach().numpy()
+    assert valid.shape == (8, 6, 4)  # befores: four frames, initial, goal; afters: four frames
+    np.testing.assert_allclose(asked_before[valid], before[valid], atol=1e-3)
+    np.testing.assert_allclose(asked_after, after, atol=1e-3)
+    np.testing.assert_array_equal(init, 0)
+    known = batch.has_goal
+    assert 0 < known.sum() < 8
+    np.testing.assert_array_equal(goal[known], 1)
+    np.testing.assert_array_equal(goal[~known], model.no_goal[0].item())
+    frames = np.arange(4)
+    expected = np.ones((8, 6, 4), bool)
+    expected[:, frames, frames] = False  # a frame and itself
+    expected[~known, 5] = False  # no goal, no question from it
+    np.testing.assert_array_equal(valid, expected)
+
+
 def test_view_dropout_is_per_episode_and_leaves_one():
     settings = dataclasses.replace(SETTINGS, view_dropout=1.0, episodes_per_step=40)
     present = Trainer(network(), EPISODES, settings)._draw(np.random.default_rng(0)).present

@@ -254,6 +254,8 @@ def test_an_append_that_breaks_off_is_undone(copy, monkeypatch, moment):
         with pytest.raises(Killed):
             EpisodeWriter(copy).append(make(8))
     assert count_episodes(copy) == 3
+    if moment == "finalize":
+        assert json.loads((copy / "meta" / "info.json").read_text())["total_episodes"] == 4, "LeRobot counts it already"
     writer = EpisodeWriter(copy)
     assert files(copy) == before
     assert len(writer.lines()) == 3
@@ -277,6 +279,21 @@ def test_a_first_append_that_breaks_off_is_undone(tmp_path, monkeypatch):
     EpisodeWriter(root).append(make(9))
     assert [episode.seed for episode in read_episodes(root, views=[])] == [9]
     assert files(tmp_path) == {"set", *(f"set/{name}" for name in files(root))}
+
+
+def test_a_writer_goes_on_after_an_episode_it_could_not_write(copy, monkeypatch):
+    from lerobot.datasets import LeRobotDataset
+
+    def full(self, *arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    writer = EpisodeWriter(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(LeRobotDataset, "finalize", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.append(make(8))
+    writer.append(make(9))
+    assert [episode.seed for episode in read_episodes(copy, views=[])] == [3, 4, 5, 9]
 
 
 @pytest.mark.slow

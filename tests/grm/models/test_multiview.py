@@ -114,6 +114,52 @@ def test_a_goal_that_looks_like_the_start_leaves_the_increments_alone():
     np.testing.assert_allclose(cyclic.forward, 0.2, atol=1e-6)
 
 
+class Brightness(MultiViewNetwork):
+    """Answers every hop by the difference in brightness: what was asked can be read off the answer."""
+
+    def encode(self, images, names):
+        return images.mean((2, 3, 4))[..., None].expand(*images.shape[:2], TINY.features)
+
+    def pool(self, tokens, present):
+        seen = present[..., None]
+        return (tokens * seen).sum(-2) / seen.sum(-2).clamp(min=1)
+
+    def hop_logits(self, text, init, goal, before, after):
+        return (after - before)[..., :1]
+
+    def expected_hop(self, logits):
+        return logits[..., 0]
+
+
+def shade(**levels: float) -> Frame:
+    return Frame(views={n: np.full((16, 16, 3), round(255 * level), np.uint8) for n, level in levels.items()})
+
+
+def test_each_perspective_asks_its_own_question():
+    model = GRM(Brightness(TINY))
+    steps = [shade(top=0.0, side=0.2), shade(top=0.4, side=0.4), shade(top=0.2, side=0.6), BLANK, shade(top=1.0)]
+    judgement = model.judge(Task(instruction="brighter", goal=shade(top=0.8, side=0.8)), steps)
+    seen = [0, 1, 2, 4]
+    np.testing.assert_allclose(judgement.forward[seen], [0.0, 0.3, 0.3, 0.9], atol=5e-3)  # from 0.1, the initial mean
+    np.testing.assert_allclose(judgement.backward[seen], [0.3, 0.6, 0.6, 1.2], atol=5e-3)  # to 0.8
+    potential = [0.0, (0.3 + 0.3 + 0.6) / 3]
+    potential.append((potential[1] + 0.3 + 0.6) / 3)  # from 0.4 to 0.4 is no hop
+    by_hop = potential[2] + (1 - potential[2]) * 0.6  # from 0.4, not from the blank
+    potential.append((by_hop + 0.9 + 1.0) / 3)  # what leaves [0, 1] is clamped before it is fused
+    np.testing.assert_allclose(judgement.potential[seen], potential, atol=5e-3)
+    assert judgement.incremental[4] == pytest.approx(by_hop, abs=5e-3)
+
+
+def test_the_spread_is_over_all_views_and_perspectives():
+    model = GRM(Brightness(TINY))
+    steps = [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
+    judgement = model.judge(WITHOUT_GOAL, steps)
+    estimates = [0.4, 0.2, 0.6] * 2  # all views, top, side: by hops, and from the initial frame
+    np.testing.assert_allclose(judgement.spread[1], np.std(estimates), atol=5e-3)
+    agreed = model.judge(WITHOUT_GOAL, [steps[0], shade(top=0.4, side=0.4)])
+    assert agreed.spread[1] == pytest.approx(0, abs=1e-6)
+
+
 def test_without_a_goal_the_backward_perspective_abstains(model):
     for task in (WITHOUT_GOAL, Task(instruction="open the door", goal=BLANK)):
         assert np.isnan(model.judge(task, FRAMES).backward).all()
