@@ -28,10 +28,10 @@ FIRST_SEED = 500_000
 
 
 def collect(data: Path) -> None:
-    """Fresh instances: two demonstrations and five others of a training task, five and ten of a held-out one."""
+    """Fresh instances: one demonstration and three others of a training task, four and ten of a held-out one."""
     common = {"action_repeat": 4, "horizon": 50, "label_every": 5, "seed": FIRST_SEED, "jobs": 2}
-    Collect(out=data / "training", task=("pretraining",), episodes=2, off_demonstration=5, **common).run()
-    Collect(out=data / "held-out", task=("held-out", "precise"), episodes=5, off_demonstration=10, **common).run()
+    Collect(out=data / "training", task=("pretraining",), episodes=1, off_demonstration=3, **common).run()
+    Collect(out=data / "held-out", task=("held-out", "precise"), episodes=4, off_demonstration=10, **common).run()
 
 
 def demonstration_of(task: str, seed: int) -> Episode:
