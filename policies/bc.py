@@ -9,8 +9,10 @@ from torch import nn
 
 from grm.errors import TraceError
 
-SCALE_FLOOR = 0.02
-"""Smallest scale an input is divided by: one that is constant in the demonstration must not explode elsewhere."""
+SCALE_FLOOR = 0.1
+"""Smallest scale an input is divided by: one that is constant in the demonstration must not explode elsewhere.
+
+In metres it is about how far objects lie apart from one instance to the next, which one demonstration cannot show."""
 
 
 class Standardize(nn.Module):

@@ -6,8 +6,11 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
   updated several times per decision (RLPD: Ball et al. 2023, "Efficient Online Reinforcement Learning with Offline
   Data");
 - two proposals: a behaviour-cloned policy proposes an action beside the actor's own, and the better by Q is taken, for
-  acting and in the TD target (IBRL: Hu et al. 2023, "Imitation Bootstrapped Reinforcement Learning"); better means
-  that every critic of the ensemble says so;
+  acting and in the TD target (IBRL: Hu et al. 2023, "Imitation Bootstrapped Reinforcement Learning");
+- the actor stays near the cloned policy unless the critics have a reason (TD3+BC: Fujimoto & Gu 2021, "A Minimalist
+  Approach to Offline Reinforcement Learning"): before the first successes the critics know nothing of where the
+  learner is, and an actor that climbs them undoes what the demonstration taught;
+- noise that lasts: the cloned policy corrects white noise as fast as it comes, so exploring means to drift;
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential.
@@ -17,13 +20,14 @@ then `updates_per_step` gradient updates are made per decision of it.
 """
 
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -36,10 +40,8 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.sac.policies import ContinuousCritic, SACPolicy
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, ContinuousCritic, SACPolicy
 from torch import nn
 
 from grm.errors import CheckpointError, TraceError
@@ -51,6 +53,11 @@ SCHEMA = 1
 """Version of the checkpoint folder's layout."""
 ACTOR_INTERVAL = 2
 """Critic updates per actor update."""
+ENTROPY_LEARNING_RATE = 3e-3
+"""Of the entropy coefficient. A decision's advantage is about (1 - gamma) Q, a few hundredths where success is rare; at
+the networks' own learning rate the coefficient stays above that for a hundred rollouts, and the actor stays random."""
+NOISE_MEMORY = 0.8
+"""Correlation of the exploration noise from one decision to the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -167,19 +174,6 @@ class EnsembleLinear(nn.Module):
         return torch.baddbmm(self.bias, inputs, self.weight)
 
 
-class EnsembleNorm(nn.Module):
-    """Layer normalisation over the last axis, with a gain and a bias of its own for each member."""
-
-    def __init__(self, members: int, size: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(members, 1, size))
-        self.bias = nn.Parameter(torch.zeros(members, 1, size))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(members, batch, size) to the same."""
-        return nn.functional.layer_norm(inputs, inputs.shape[-1:]) * self.gain + self.bias
-
-
 class CriticEnsemble(ContinuousCritic):
     """Q functions with layer normalisation, evaluated together; `forward` is Stable-Baselines3's."""
 
@@ -189,13 +183,18 @@ class CriticEnsemble(ContinuousCritic):
         size = self.features_extractor.features_dim + spaces.flatdim(self.action_space)
         layers: list[nn.Module] = []
         for width in net_arch:
-            layers += [EnsembleLinear(n_critics, size, width), EnsembleNorm(n_critics, width), nn.ReLU()]
+            # No gain and bias: the next layer has its own, and elementwise work is what an update spends its time on.
+            norm = nn.LayerNorm(width, elementwise_affine=False)
+            layers += [EnsembleLinear(n_critics, size, width), norm, nn.ReLU(inplace=True)]
             size = width
         self.ensemble = nn.Sequential(*layers, EnsembleLinear(n_critics, size, 1))
 
     def values(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """(batch, n) observations and (batch, a) actions to (members, batch) values."""
-        features = self.extract_features(observations, self.features_extractor)
+        return self.values_of(self.extract_features(observations, self.features_extractor), actions)
+
+    def values_of(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """As `values`, of observations that are normalised already."""
         inputs = torch.cat([features, actions], dim=1)
         return self.ensemble(inputs.expand(self.n_critics, *inputs.shape)).squeeze(-1)
 
@@ -208,43 +207,66 @@ class CriticEnsemble(ContinuousCritic):
         return self.values(obs, actions)[0].unsqueeze(-1)
 
 
-def actor_is_better(values: torch.Tensor) -> torch.Tensor:
-    """Whether all members prefer the actor's proposal: (members, 2, batch) values, actor's then cloned, to (batch,).
-
-    The better by mean or minimum would be the actor's too often: it climbs the critics' errors, the cloned policy does
-    not. Comparing within each member cancels the error that both proposals share.
-    """
-    return (values[:, 0] > values[:, 1]).all(0)
-
-
 class ProposalPolicy(SACPolicy):
-    """Actor and cloned policy both propose an action; the actor's is taken where all critics rate it higher.
+    """Actor and cloned policy both propose an action; the one with the higher Q, by the least of the critics, is taken.
 
-    `cloned_only` makes it act as the cloned policy does, for the first rollouts: the critics know nothing yet.
-    `exploration_noise` is the standard deviation of Gaussian noise on the cloned proposal where the policy is asked to
-    explore; the actor brings its own.
+    `cloned_only` makes it act as the cloned policy does, for the first rollouts: the critics know nothing yet. Where
+    the policy is asked to explore, the cloned proposal gets Gaussian noise that lasts from decision to decision; its
+    standard deviation is drawn for each rollout, evenly from 0 to `exploration_noise`, so that some rollouts are
+    precise and some see much. The actor brings its own.
     """
 
-    def __init__(self, *args: Any, cloned: ClonedPolicy, exploration_noise: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, cloned: ClonedPolicy, exploration_noise: float = 0.3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cloned = cloned.requires_grad_(False)
         self.exploration_noise = exploration_noise
         self.cloned_only = False
+        self._noise: torch.Tensor | None = None
+        self._level = torch.zeros(1)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> CriticEnsemble:
         """An ensemble with layer normalisation."""
         return CriticEnsemble(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
+    def begin_rollout(self) -> None:
+        """Forget the noise; the next decision that explores draws a new level and a new start."""
+        self._noise = None
+
     def _predict(self, observation: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
         cloned = self.cloned(observation)
         if not deterministic:
-            cloned = (cloned + self.exploration_noise * torch.randn_like(cloned)).clamp(-1, 1)
+            cloned = (cloned + self._next_noise(cloned)).clamp(-1, 1)
         if self.cloned_only:
             return cloned
         proposals = torch.stack([self.actor(observation, deterministic), cloned])
         batch = len(observation)
-        values = self.critic.values(observation.repeat(2, 1), proposals.flatten(0, 1)).view(-1, 2, batch)
-        return torch.where(actor_is_better(values)[:, None], proposals[0], proposals[1])
+        values = self.critic.values(observation.repeat(2, 1), proposals.flatten(0, 1)).amin(0).view(2, batch)
+        return proposals[values.argmax(0), torch.arange(batch)]
+
+    def _next_noise(self, action: torch.Tensor) -> torch.Tensor:
+        fresh = torch.randn_like(action)
+        if self._noise is None or self._noise.shape != action.shape:
+            self._noise = fresh
+            self._level = self.exploration_noise * torch.rand(len(action), 1)
+        else:
+            self._noise = NOISE_MEMORY * self._noise + math.sqrt(1 - NOISE_MEMORY**2) * fresh
+        return self._level * self._noise
+
+
+class _Batch(NamedTuple):
+    """What one update sees; observations are normalised."""
+
+    features: torch.Tensor
+    actions: torch.Tensor
+    returns: torch.Tensor
+    """(batch,) scaled n-step returns."""
+    bootstrap: torch.Tensor
+    """(batch,) what the value n steps later is multiplied by, 0 where the task ended before."""
+    next_features: torch.Tensor
+    next_cloned: torch.Tensor
+    """The cloned policy's proposals n steps later."""
+    shown: torch.Tensor
+    """What the actor should not stray from: the action where it was demonstrated, else the cloned policy's."""
 
 
 class DemonstrationSAC(SAC):
@@ -267,14 +289,14 @@ class DemonstrationSAC(SAC):
         batch_size: transitions per update.
         n_critics: size of the ensemble.
         hidden: width of the two hidden layers of actor and critics.
-        learning_rate: of actor, critics and entropy coefficient (Adam).
+        learning_rate: of actor and critics (Adam).
         tau: how far the target critics move towards the critics per update.
         ent_coef: entropy coefficient, or `auto` (`auto_0.1` starts at 0.1) for SAC's own adjustment.
-        exploration_noise: see `ProposalPolicy`.
+        exploration_noise: largest standard deviation; see `ProposalPolicy`.
         imitation_steps: gradient steps of the cloned policy after each success, on the demonstration and all successes;
             with 0 successes do not join the demonstration.
-        imitation_weight: factor, in the actor's loss, of the mean squared error of its mean action on the batch's share
-            of demonstration (Nair et al. 2018, without the filter).
+        imitation_weight: factor, in the actor's loss, of its mean action's mean squared distance from the cloned
+            policy's, and from the action itself in the batch's share of demonstration.
         cloned_rollouts: first rollouts acted by the noisy cloned policy alone.
         buffer_size: transitions kept.
         seed: of everything random here, and of the instance each rollout runs on: rollout k of two learners with equal
@@ -306,10 +328,10 @@ class DemonstrationSAC(SAC):
         learning_rate: float = 3e-4,
         tau: float = 0.01,
         ent_coef: float | str = "auto_0.1",
-        exploration_noise: float = 0.1,
+        exploration_noise: float = 0.3,
         imitation_steps: int = 200,
-        imitation_weight: float = 1.0,
-        cloned_rollouts: int = 10,
+        imitation_weight: float = 0.3,
+        cloned_rollouts: int = 5,
         buffer_size: int = 50_000,
         seed: int | None = 0,
         cloned: ClonedPolicy | None = None,
@@ -378,6 +400,8 @@ class DemonstrationSAC(SAC):
             self.replay_buffer = NStepReplayBuffer(
                 buffer_size, self.observation_space, self.action_space, device=self.device, n_steps=1, gamma=gamma
             )
+        if self.ent_coef_optimizer is not None:
+            self.ent_coef_optimizer.param_groups[0]["lr"] = ENTROPY_LEARNING_RATE
         self.set_logger(Logger(None, []))  # Stable-Baselines3's default makes a temporary folder per call
         self.demonstration = demonstration
         self.demonstration_buffer = NStepReplayBuffer(
@@ -430,6 +454,7 @@ class DemonstrationSAC(SAC):
         if not np.isfinite(self._last_obs).all():
             raise TraceError("the first observation of a rollout is not finite; check the sensor or the simulation")
         _, callback = self._setup_learn(1, watch, reset_num_timesteps=False)
+        self.policy.begin_rollout()
         self.policy.cloned_only = self.rollouts < self.cloned_rollouts
         replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
         before = replay.pos, replay.full, taught.pos, taught.full
@@ -479,62 +504,93 @@ class DemonstrationSAC(SAC):
         )
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
-        """`gradient_steps` updates of critics, actor and entropy coefficient."""
+        """`gradient_steps` updates of the critics, every second one of actor and entropy coefficient."""
         self.policy.set_training_mode(True)
         actor_parameters = list(self.actor.parameters())
-        for update in range(gradient_steps):
-            batch = self._sample(batch_size)
+        critic_parameters = [parameter.data for parameter in self.critic.parameters()]
+        target_parameters = [parameter.data for parameter in self.critic_target.parameters()]
+        for update, batch in enumerate(self._batches(gradient_steps, batch_size)):
             with torch.no_grad():
                 target = self._target(batch)
-            values = self.critic.values(batch.observations, batch.actions)
+            values = self.critic.values_of(batch.features, batch.actions)
             critic_loss = 0.5 * (values - target).square().mean(1).sum()
             self.critic.optimizer.zero_grad()
             critic_loss.backward()
             self.critic.optimizer.step()
-            polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+            torch._foreach_lerp_(target_parameters, critic_parameters, self.tau)
             if update % ACTOR_INTERVAL:
                 continue
 
-            actions, log_prob = self.actor.action_log_prob(batch.observations)
+            actions, log_prob, mean = self._act(batch.features)
+            entropy = -log_prob.mean()
             if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
                 ent_coef = self.log_ent_coef.detach().exp()
-                ent_coef_loss = -(self.log_ent_coef * (log_prob.detach().mean() + self.target_entropy))
+                ent_coef_loss = self.log_ent_coef * (entropy.detach() - self.target_entropy)
                 self.ent_coef_optimizer.zero_grad()
                 ent_coef_loss.backward()
                 self.ent_coef_optimizer.step()
             else:
                 ent_coef = self.ent_coef_tensor
-            actor_loss = (ent_coef * log_prob - self.critic.values(batch.observations, actions).mean(0)).mean()
-            if self.imitation_weight and self.demonstration_rows:
-                shown = slice(batch_size - self.demonstration_rows, None)
-                mean = self.actor(batch.observations[shown], deterministic=True)
-                actor_loss = actor_loss + self.imitation_weight * nn.functional.mse_loss(mean, batch.actions[shown])
+            actor_loss = -ent_coef * entropy - self.critic.values_of(batch.features, actions).mean()
+            if self.imitation_weight:
+                actor_loss = actor_loss + self.imitation_weight * nn.functional.mse_loss(mean, batch.shown)
             self.actor.optimizer.zero_grad()
             actor_loss.backward(inputs=actor_parameters)
             self.actor.optimizer.step()
         self._n_updates += gradient_steps
 
-    def _target(self, batch: ReplayBufferSamples) -> torch.Tensor:
-        """(batch,) n-step return plus the better proposal's value, without an entropy bonus, as in RLPD."""
-        actions, _ = self.actor.action_log_prob(batch.next_observations)
-        proposals = torch.cat([actions, self.policy.cloned(batch.next_observations)])
-        values = self.critic_target.values(batch.next_observations.repeat(2, 1), proposals)
-        values = values.view(len(values), 2, -1)
-        best = torch.where(actor_is_better(values), *values.amin(0))
-        assert batch.discounts is not None
-        bootstrap = (1 - batch.dones) * batch.discounts
-        return self.reward_scale * batch.rewards.squeeze(1) + bootstrap.squeeze(1) * best
+    def _act(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The actor's random actions, their log-probabilities and its deterministic actions.
 
-    def _sample(self, batch_size: int) -> ReplayBufferSamples:
-        """A batch with its fixed share of demonstration; indices come from this learner's own generator."""
+        What `Actor.action_log_prob` does, without building a distribution object each time.
+        """
+        latent = self.actor.latent_pi(features)
+        mean, log_std = self.actor.mu(latent), self.actor.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX)
+        noise = torch.randn_like(mean)
+        raw = mean + log_std.exp() * noise
+        # The logarithm of tanh's slope, 1 - tanh², in the form that does not underflow.
+        log_slope = 2 * (math.log(2) - raw - nn.functional.softplus(-2 * raw))
+        log_prob = (-0.5 * noise.square() - log_std - log_slope - 0.5 * math.log(2 * math.pi)).sum(1)
+        return raw.tanh(), log_prob, mean.tanh()
+
+    def _target(self, batch: _Batch) -> torch.Tensor:
+        """(batch,) n-step return plus the better proposal's value, without an entropy bonus, as in RLPD."""
+        actions, _, _ = self._act(batch.next_features)
+        proposals = torch.cat([actions, batch.next_cloned])
+        values = self.critic_target.values_of(batch.next_features.repeat(2, 1), proposals).amin(0)
+        return batch.returns + batch.bootstrap * values.view(2, -1).amax(0)
+
+    def _batches(self, count: int, batch_size: int) -> Iterator[_Batch]:
+        """`count` batches, each with its fixed share of demonstration; indices come from this learner's own generator.
+
+        Drawn, normalised and shown to the cloned policy all at once, which is several times cheaper: no buffer and no
+        cloned policy changes between the updates of one rollout.
+        """
         parts = []
-        for buffer, count in (
+        for buffer, rows in (
             (self.replay_buffer, batch_size - self.demonstration_rows),
             (self.demonstration_buffer, self.demonstration_rows),
         ):
-            if count:
-                parts.append(buffer._get_samples(self.rng.integers(buffer.size(), size=count)))
-        return ReplayBufferSamples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+            if rows:
+                drawn = buffer._get_samples(self.rng.integers(buffer.size(), size=count * rows))
+                parts.append([column.view(count, rows, column.shape[1]) for column in drawn])
+        whole = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
+        observations, actions, next_observations, dones, rewards, discounts = whole
+        with torch.no_grad():
+            shown = actions
+            if self.imitation_weight:
+                own = batch_size - self.demonstration_rows
+                shown = torch.cat([self.policy.cloned(observations[:, :own]), actions[:, own:]], dim=1)
+            columns = _Batch(
+                features=self.actor.features_extractor(observations),
+                actions=actions,
+                returns=self.reward_scale * rewards.squeeze(2),
+                bootstrap=((1 - dones) * discounts).squeeze(2),
+                next_features=self.actor.features_extractor(next_observations),
+                next_cloned=self.policy.cloned(next_observations),
+                shown=shown,
+            )
+        return map(_Batch._make, zip(*columns, strict=True))
 
     def save_checkpoint(self, folder: Path | str) -> None:
         """Write everything needed to continue exactly: weights, optimisers, replay, random state, counters.

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from grm.errors import CheckpointError, TraceError
 from policies import ClonedPolicy, Demonstration, DemonstrationSAC, clone, instance_seeds
-from policies.offpolicy import CriticEnsemble, DemonstrationFeatures, EnsembleLinear, EnsembleNorm
+from policies.bc import standardization
+from policies.offpolicy import CriticEnsemble, DemonstrationFeatures, EnsembleLinear, _Batch
 
 from .reaching import demonstration, reaching
 
@@ -106,8 +106,8 @@ def test_the_batched_critics_are_the_separate_networks():
         for layer in ensemble.ensemble:
             if isinstance(layer, EnsembleLinear):
                 x = nn.functional.linear(x, layer.weight[member].T, layer.bias[member, 0])
-            elif isinstance(layer, EnsembleNorm):
-                x = nn.functional.layer_norm(x, (8,), layer.gain[member, 0], layer.bias[member, 0])
+            elif isinstance(layer, nn.LayerNorm):
+                x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
             else:
                 x = x.relu()
         torch.testing.assert_close(ensemble(observations, actions)[member], x)
@@ -129,34 +129,84 @@ def test_the_better_proposal_is_taken(monkeypatch):
     torch.testing.assert_close(model.policy._predict(observation, deterministic=True), theirs)
 
 
-def test_the_target_scales_the_reward_once_and_bootstraps_from_the_better_proposal(monkeypatch):
-    model = learner(reward_scale=10.0)
-    size = 2
-    batch = ReplayBufferSamples(
-        observations=torch.zeros(size, 2),
-        actions=torch.zeros(size, 1),
-        next_observations=torch.zeros(size, 2),
-        dones=torch.tensor([[0.0], [1.0]]),
-        rewards=torch.tensor([[0.2], [1.0]]),
-        discounts=torch.tensor([[0.9], [0.9]]),
+def test_the_target_bootstraps_from_the_better_proposal_by_the_least_of_the_critics(monkeypatch):
+    model = learner()
+    zeros = torch.zeros(2, 2)
+    batch = _Batch(
+        features=zeros,
+        actions=zeros[:, :1],
+        returns=torch.tensor([2.0, 10]),
+        bootstrap=torch.tensor([0.9, 0]),
+        next_features=zeros,
+        next_cloned=zeros[:, :1],
+        shown=zeros[:, :1],
     )
-    # First two columns: the actor's proposals, last two: the cloned ones. Two critics that agree, then two that do not.
+    # First two columns: the actor's proposals, last two: the cloned ones; two critics.
     for values, best in (
         ([[3.0, 3, 5, 5], [4, 4, 6, 6]], 5),
         ([[8.0, 8, 5, 5], [7, 7, 6, 6]], 7),
         ([[99.0, 9, 5, 5], [4, 4, 6, 6]], 5),
     ):
-        monkeypatch.setattr(CriticEnsemble, "values", lambda self, o, a, v=values: torch.tensor(v))
-        torch.testing.assert_close(model._target(batch), torch.tensor([10 * 0.2 + 0.9 * best, 10 * 1.0]))
+        monkeypatch.setattr(CriticEnsemble, "values_of", lambda self, o, a, v=values: torch.tensor(v))
+        torch.testing.assert_close(model._target(batch), torch.tensor([2 + 0.9 * best, 10]))
 
 
-def test_a_batch_has_its_share_of_the_demonstration():
-    model = learner(demonstration_fraction=0.25, imitation_steps=0)
+def test_batches_have_their_share_of_the_demonstration_and_are_normalised():
+    model = learner(demonstration_fraction=0.25, imitation_steps=0, reward_scale=10.0, n_steps=1)
     model.learn_rollouts(1)
-    batch = model._sample(16)
-    shown = {row.tobytes() for row in demonstration().observations}
-    assert all(row.numpy().tobytes() in shown for row in batch.observations[12:])
-    assert not any(row.numpy().tobytes() in shown for row in batch.observations[:12])
+    mean, scale = standardization(demonstration().observations)
+    shown = torch.tensor((demonstration().observations - mean) / scale)
+    batches = list(model._batches(3, 16))
+    assert len(batches) == 3
+    for batch in batches:
+        distance = torch.cdist(batch.features, shown).amin(1)
+        assert (distance[12:] < 1e-5).all()
+        assert (distance[:12] > 1e-5).all()
+        torch.testing.assert_close(batch.shown[12:], batch.actions[12:])
+        raw = batch.features * torch.tensor(scale) + torch.tensor(mean)
+        torch.testing.assert_close(batch.shown[:12], model.policy.cloned(raw[:12]))
+        last = distance[12:] + (batch.features[12:, 0] - shown[-1, 0]).abs() < 1e-5
+        torch.testing.assert_close(batch.returns[12:], 10.0 * last)
+        torch.testing.assert_close(batch.bootstrap[12:], 0.98 * ~last)
+
+
+def test_actions_of_an_update_are_those_of_the_policy():
+    model = learner()
+    features = torch.randn(5, 2)
+    observations = features * model.actor.features_extractor.standardize.scale
+    observations += model.actor.features_extractor.standardize.mean
+    state = torch.get_rng_state()
+    actions, log_prob, mean = model._act(features)
+    torch.set_rng_state(state)
+    expected, expected_log_prob = model.actor.action_log_prob(observations)
+    torch.testing.assert_close(actions, expected)
+    torch.testing.assert_close(log_prob, expected_log_prob, atol=1e-3, rtol=1e-3)  # theirs adds 1e-6 to the slope
+    torch.testing.assert_close(mean, model.actor(observations, deterministic=True))
+
+
+def test_exploration_noise_lasts_and_its_level_changes_with_the_rollout():
+    model = learner(exploration_noise=0.3)
+    policy, levels = model.policy, []
+    torch.manual_seed(0)
+    for _ in range(200):
+        policy.begin_rollout()
+        policy._next_noise(torch.zeros(1, 1))
+        levels.append(float(policy._level))
+    assert 0 <= min(levels) < 0.03 < 0.27 < max(levels) <= 0.3
+    noise = torch.cat([policy._next_noise(torch.zeros(1, 1)) for _ in range(5000)]).flatten() / policy._level.item()
+    assert float(noise.std()) == pytest.approx(1, abs=0.1)
+    assert float((noise[1:] * noise[:-1]).mean()) == pytest.approx(0.8, abs=0.1)
+
+
+def test_the_critics_learn_what_the_demonstration_is_worth():
+    """From the demonstration alone: 10 at its last step, gamma less for each step before."""
+    model = learner(hidden=32, gamma=0.9, n_steps=3, batch_size=32, tau=0.05, learning_rate=3e-3, imitation_weight=0.0)
+    model.replay_buffer = model.demonstration_buffer
+    model.train(1000, 32)
+    shown = demonstration()
+    with torch.no_grad():
+        values = model.critic.values(torch.tensor(shown.observations), torch.tensor(shown.actions / 2)).mean(0)
+    np.testing.assert_allclose(values, 10 * 0.9 ** np.arange(9, -1, -1), atol=0.6)
 
 
 def test_the_demonstration_buffer_holds_n_step_returns_to_its_end():
