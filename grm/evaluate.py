@@ -25,7 +25,7 @@ class Scored:
     success: Float[np.ndarray, " T"]
     """P(done) of the success head."""
     voc_minus: float
-    """VOC- of the bare incremental hops; NaN for an episode that is no successful demonstration."""
+    """VOC- of the bare incremental hops; NaN without all of them, and for what is no successful demonstration."""
 
     @property
     def demonstration(self) -> bool:
@@ -43,7 +43,8 @@ def score(model: GRM, episode: Episode, goal: Frame | None, *, stride: int = 1) 
     if episode.behaviour == "expert" and episode.succeeded:
         forward = model.hops(task, frames[0], frames[:-1], frames[1:])
         backward = model.hops(task, frames[0], frames[1:], frames[:-1])
-        voc_minus = voc_pair(forward, backward).minus
+        if np.isfinite(forward).all() and np.isfinite(backward).all():
+            voc_minus = voc_pair(forward, backward).minus
     return Scored(
         episode=episode,
         potential=judgement.potential,
@@ -66,7 +67,10 @@ def score_all(
     scored = []
     for episode in episodes:
         if episode.task not in goals:
-            raise TraceError(f"no goal picture for {episode.task!r}; there are some for {', '.join(sorted(goals))}")
+            raise TraceError(
+                f"no goal picture for {episode.task!r}; expected one for each task, there are some for "
+                f"{', '.join(sorted(goals)) or 'none'}: give the last frame of another episode that succeeded"
+            )
         scored.append(score(model, episode, goals[episode.task], stride=stride))
         after_each()
     return scored
@@ -76,7 +80,7 @@ METRICS = ("voc_plus", "voc_minus", "mae_demo", "spearman_demo", "mae_off_demo",
 
 
 def by_task(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
-    """Metrics of each task; a metric without data is absent, never a number.
+    """Metrics of each task; a metric without data is absent, never a number, and abstentions are left out.
 
     `voc_plus` is the mean over demonstrations of the fused potential's rank correlation with time, `voc_minus` that of
     the swapped incremental hops. `spearman_*` and `mae_*` pool all frames of the task's demonstrations, or of its other
@@ -99,19 +103,24 @@ def _metrics(items: Sequence[Scored]) -> dict[str, float]:
     demonstrations = [item for item in items if item.demonstration]
     others = [item for item in items if not item.demonstration]
     metrics: dict[str, float] = {}
-    if demonstrations:
-        metrics["voc_plus"] = float(np.mean([value_order_correlation(item.potential) for item in demonstrations]))
-        metrics["voc_minus"] = float(np.mean([item.voc_minus for item in demonstrations]))
+    ordered = [item for item in demonstrations if np.isfinite(item.potential).sum() >= 2]
+    if ordered:
+        metrics["voc_plus"] = float(np.mean([value_order_correlation(item.potential) for item in ordered]))
+    swapped = [item.voc_minus for item in demonstrations if np.isfinite(item.voc_minus)]
+    if swapped:
+        metrics["voc_minus"] = float(np.mean(swapped))
     for name, group in (("demo", demonstrations), ("off_demo", others)):
-        if group:
-            potential = np.concatenate([item.potential for item in group])
-            truth = np.concatenate([item.truth for item in group])
+        potential = np.concatenate([item.potential for item in group]) if group else np.zeros(0)
+        truth = np.concatenate([item.truth for item in group]) if group else np.zeros(0)
+        known = np.isfinite(potential) & np.isfinite(truth)
+        if known.any():
             metrics[f"mae_{name}"] = mean_absolute_error(potential, truth)
-            correlation = spearman(potential, truth)
-            if np.isfinite(correlation):
-                metrics[f"spearman_{name}"] = correlation
-    done = np.array([item.success[-1] for item in items if item.episode.succeeded])
-    failed = np.array([item.success[-1] for item in items if not item.episode.succeeded])
+        correlation = spearman(potential, truth) if known.sum() >= 2 else np.nan
+        if np.isfinite(correlation):
+            metrics[f"spearman_{name}"] = correlation
+    judged = [item for item in items if np.isfinite(item.success[-1])]
+    done = np.array([item.success[-1] for item in judged if item.episode.succeeded])
+    failed = np.array([item.success[-1] for item in judged if not item.episode.succeeded])
     if len(done) and len(failed):
         wins = (done[:, None] > failed[None]).mean() + 0.5 * (done[:, None] == failed[None]).mean()
         metrics["success_auc"] = float(wins)

@@ -4,12 +4,13 @@ One .npz of JPEG bytes and plain arrays: a few frames of a few episodes of every
 """
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OutputError
 from .episodes import Episode
 from .video import decode_jpeg, encode_jpeg
 
@@ -17,7 +18,10 @@ FILE = "replay.npz"
 
 
 def write_replay(folder: Path, episodes: Sequence[Episode], *, frames: int = 8, quality: int = 92) -> None:
-    """Store `frames` frames, evenly spaced and both ends among them, of every episode."""
+    """Store `frames` frames, evenly spaced and both ends among them, of every episode.
+
+    Raises `OutputError` if the folder cannot be written.
+    """
     blobs: list[bytes] = []
     entries = []
     for episode in episodes:
@@ -35,12 +39,18 @@ def write_replay(folder: Path, episodes: Sequence[Episode], *, frames: int = 8, 
                 "rate_hz": episode.rate_hz,
             }
         )
-    np.savez(
-        Path(folder) / FILE,
-        index=np.frombuffer(json.dumps(entries).encode(), np.uint8),
-        sizes=np.array([len(blob) for blob in blobs], np.int64),
-        images=np.frombuffer(b"".join(blobs), np.uint8),
-    )
+    path = Path(folder) / FILE
+    partial = path.with_name("partial-" + FILE)  # so that an old sample is only replaced by a whole one
+    try:
+        np.savez(
+            partial,
+            index=np.frombuffer(json.dumps(entries).encode(), np.uint8),
+            sizes=np.array([len(blob) for blob in blobs], np.int64),
+            images=np.frombuffer(b"".join(blobs), np.uint8),
+        )
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another output folder") from error
 
 
 def read_replay(folder: Path) -> Iterator[Episode]:
@@ -51,9 +61,13 @@ def read_replay(folder: Path) -> Iterator[Episode]:
     try:
         with np.load(path, allow_pickle=False) as data:
             entries = json.loads(data["index"].tobytes())
-            blobs = iter(np.split(data["images"], np.cumsum(data["sizes"])[:-1]))
-    except (ValueError, KeyError, OSError, EOFError) as error:
+            images, sizes = data["images"], data["sizes"]
+        needed = sum(len(entry["views"]) * len(entry["progress"]) for entry in entries)
+        if len(sizes) != needed or sizes.sum() != len(images):
+            raise ValueError(f"{len(sizes)} pictures of {needed}, {len(images)} bytes of {sizes.sum()}")
+    except (ValueError, KeyError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again, or delete this file") from error
+    blobs = iter(np.split(images, np.cumsum(sizes)[:-1]))
     for entry in entries:
         length = len(entry["progress"])
         zeros = np.zeros((length, 1), np.float32)
