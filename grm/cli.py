@@ -4,19 +4,21 @@ Heavy imports sit inside the commands, so that `grm --help` is quick and one com
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from policies.one_shot import OneShotSettings
 
 console = Console()
+complaints = Console(stderr=True)
 
-TaskGroup = Literal["pretraining", "held-out", "precise"]
+SAVE_EVERY = 200
+"""Training steps between checkpoints; an interruption loses at most these."""
 
 
 def _progress() -> Progress:
@@ -80,7 +84,8 @@ class Collect:
         from envs.metaworld import HELD_OUT, PRECISE, PRETRAINING, task_name
 
         groups = {"pretraining": PRETRAINING, "held-out": HELD_OUT, "precise": PRECISE}
-        tasks = [name for entry in self.task for name in groups.get(entry) or (task_name(entry),)]
+        named = [name for entry in self.task for name in groups.get(entry) or (task_name(entry),)]
+        tasks = list(dict.fromkeys(named))
         roots = {name: self.out / name if len(tasks) > 1 else self.out for name in tasks}
         total = self.episodes + self.off_demonstration
         with _progress() as progress:
@@ -96,7 +101,10 @@ class Collect:
                     for future in as_completed(futures):
                         future.result()
                         progress.update(bar, advance=total, description=futures[future])
-        console.print(f"wrote {total * len(tasks)} episodes of {len(tasks)} task(s) to [bold]{self.out}[/bold]")
+        console.print(
+            f"wrote {total * len(tasks)} episodes of {len(tasks)} task(s) to [bold]{escape(str(self.out))}[/bold]",
+            soft_wrap=True,
+        )
 
 
 def _collect_all(settings: Collect, task: str, root: Path) -> None:
@@ -113,6 +121,11 @@ def _collect(settings: Collect, task: str, root: Path):
 
     writer = EpisodeWriter(root)
     written = writer.lines()
+    strangers = [line["task"] for line in written if line["task"] != task]
+    if strangers:
+        raise OutputError(
+            f"{root} holds episodes of {strangers[0]!r}; expected a new folder or one of {task!r}: choose another"
+        )
     experts = [line for line in written if line["behaviour"] == "expert"]
     others = [line for line in written if line["behaviour"] != "expert"]
     yield from written
@@ -158,9 +171,13 @@ class Train:
     """Go on from what an interrupted run left in `out`."""
 
     def run(self) -> None:
-        """Read, train, write the checkpoint every 200 steps, and report on the validation episodes."""
+        """Read, train, write the checkpoint now and then, and report on the validation episodes."""
         from .train import Trainer, TrainSettings
 
+        if not 0 <= self.validation < 1:
+            raise TraceError(
+                f"validation is {self.validation}; expected a share of the episodes in [0, 1), such as 0.1"
+            )
         check_output(self.out, resume=self.resume)
         training, validation = _read_split(_datasets(self.data), self.validation)
         console.print(
@@ -192,12 +209,20 @@ class Train:
                     completed=state.step,
                     description=f"hop loss {last['hop_loss']:.3f}, success loss {last['success_loss']:.3f}",
                 )
-                if state.step % 200 == 0:
+                if state.step % SAVE_EVERY == 0:
                     network.eval()
                     save()
                     network.train()
 
-            trainer.run(after_step=after_step)
+            try:
+                trainer.run(after_step=after_step)
+            except KeyboardInterrupt:
+                progress.stop()
+                saved = (self.out / "training.json").exists()
+                how = "with --resume added, to go on from its last checkpoint" if saved else "nothing was saved yet"
+                console.print(f"interrupted; run the same command again ({how})")
+                sys.exit(130)
+        save()  # before the report, which can be interrupted too
         card["episodes"] = len(training)
         card["frames"] = sum(len(episode) for episode in training)
         card["tasks"] = sorted({episode.task for episode in training})
@@ -205,7 +230,9 @@ class Train:
             card["validation"] = _validate(model, validation, training)
         save()
         write_replay(self.out, _replay_sample(training))
-        console.print(f"wrote the checkpoint and its replay sample to [bold]{self.out}[/bold]")
+        console.print(
+            f"wrote the checkpoint and its replay sample to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True
+        )
 
 
 @dataclass(frozen=True)
@@ -250,7 +277,7 @@ class Adapt:
         copy_side_file(source, self.out, FILE)
         goals = {demonstration.task: demonstration.frames[-1]}
         console.print(_before_after(old, new, demonstration, others, goals))
-        console.print(f"wrote the adapted checkpoint to [bold]{self.out}[/bold]")
+        console.print(f"wrote the adapted checkpoint to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -282,13 +309,15 @@ class Demo:
         task = task_name(self.task)
         Cameras(MetaWorldEnv(task), VIEWS).close()  # a missing renderer is one clear error now, not half-way
         folder = self.out or Path("runs") / f"{task}-{self.seed}"
+        if not (folder / "grm" / "config.json").exists():
+            GRM.from_pretrained(self.model)  # the same for a checkpoint that is none
         check_output(folder, resume=self.resume)
         settings = one_shot.OneShotSettings(
             task=task, seed=self.seed, rollouts=self.rollouts, evaluation_episodes=self.evaluation_episodes
         )
         about = {"command": _command(), "commit": _commit(), "model": self.model or "packaged"}
         one_shot.write_config(folder, settings, about, resume=self.resume)
-        hint = f"go on with [bold]grm demo --task {self.task} --seed {self.seed} --out {folder} --resume[/bold]"
+        hint = f"go on with [bold]{escape(self._resuming(folder))}[/bold]"
         try:
             demonstration = one_shot.record_demonstration(settings, folder / "demonstration")
             console.print(
@@ -301,9 +330,18 @@ class Demo:
             seconds = one_shot.add_seconds(folder, time.perf_counter() - began)
             if (folder / "grm" / "config.json").exists():
                 self._report(settings, folder, seconds)
-            console.print(f"interrupted; what is finished is in {folder}: {hint}", soft_wrap=True)
+            console.print(f"interrupted; what is finished is in {escape(str(folder))}: {hint}", soft_wrap=True)
             sys.exit(130)
         self._report(settings, folder, one_shot.add_seconds(folder, time.perf_counter() - began))
+
+    def _resuming(self, folder: Path) -> str:
+        """The command that goes on: everything that is not the default, because a run resumes with its own settings."""
+        words = ["grm", "demo"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("out", "resume") and (field.name == "task" or value != field.default):
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        return shlex.join([*words, "--out", str(folder), "--resume"])
 
     def _adapt(self, settings: "OneShotSettings", demonstration: Episode, folder: Path) -> None:
         from envs.experts import record
@@ -367,7 +405,7 @@ class Demo:
         for name, value in page.success_rates(folder).items():
             table.add_row(name, "not finished" if value is None else f"{value:.2f}")
         console.print(table)
-        console.print(f"{seconds / 60:.1f} minutes; open [bold]{path}[/bold] in a browser", soft_wrap=True)
+        console.print(f"{seconds / 60:.1f} minutes; open [bold]{escape(str(path))}[/bold] in a browser", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -396,7 +434,10 @@ def check_output(folder: Path, *, resume: bool = False) -> None:
     free = shutil.disk_usage(parent).free
     if free < 50e6:
         raise OutputError(f"{parent} has {free / 1e6:.0f} MB left; expected at least 50 MB: free some space")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another output folder") from error
 
 
 def _command() -> str:
@@ -420,6 +461,7 @@ def _datasets(folders: Sequence[Path]) -> list[Path]:
     found = []
     for folder in folders:
         inside = sorted(path.parent.parent for path in Path(folder).glob("*/meta/info.json"))
+        inside = [path for path in inside if not path.name.startswith(".")]  # one that is being made
         if (Path(folder) / "meta" / "info.json").exists():
             found.append(Path(folder))
         elif inside:
@@ -488,10 +530,10 @@ def _replay_sample(training: Sequence[Episode]) -> list[Episode]:
 def _before_after(
     old: GRM, new: GRM, demonstration: Episode, others: Sequence[Episode], goals: dict[str, Frame]
 ) -> Table:
+    others = [episode for episode in others if episode.task in goals]
     table = Table("metric", "before", "after", title="other episodes" if others else "the demonstration itself")
     episodes = others or [demonstration]
-    known = [episode for episode in episodes if episode.task in goals]
-    columns = [by_task(score_all(model, known, goals, stride=2)).get(demonstration.task, {}) for model in (old, new)]
+    columns = [by_task(score_all(model, episodes, goals, stride=2))[demonstration.task] for model in (old, new)]
     for name in METRICS:
         if name in columns[0] and name in columns[1]:
             table.add_row(name, *(f"{column[name]:.3f}" for column in columns))
@@ -509,7 +551,6 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `grm` console script."""
-    check_layout()
     command = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[Command],
         args=arguments,
@@ -517,9 +558,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="General Reward Models for robots.",
     )
     try:
+        check_layout()
         command.run()
     except GrmError as error:
-        console.print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        # Escaped, because a message may hold brackets; on one line, because it may hold a path.
+        complaints.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("interrupted; what is finished is on disk: run the same command again to go on")

@@ -1,0 +1,493 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from grm import cli
+from grm.data.episodes import Episode
+from grm.data.lerobot import EpisodeWriter, count_episodes, read_episodes
+from grm.data.replay import FILE, read_replay
+from grm.errors import OutputError
+from grm.models.multiview import GRM
+from grm.train import Trainer, TrainSettings
+
+from ..tiny import square, tiny_grm, tiny_network
+
+ROOT = Path(__file__).resolve().parents[2]
+COLLECT = ("collect", "--task", "reach", "--views", "corner", "--size", "32", "--horizon", "50")
+
+
+def grm(*arguments: object) -> int:
+    """The command line in this process; returns the exit status."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def refused(capsys):
+    """Calls the command line, expects one clear error and status 2, returns the error."""
+
+    def call(*arguments: object) -> str:
+        capsys.readouterr()
+        assert grm(*arguments) == 2
+        said = capsys.readouterr()
+        assert said.err.count("error:") == 1
+        [line] = said.err.splitlines()
+        assert line.startswith("error: ")
+        assert "Traceback" not in said.out + said.err
+        assert "wrote" not in said.out
+        return line
+
+    return call
+
+
+def write_dataset(root: Path, episodes: list[Episode]) -> Path:
+    writer = EpisodeWriter(root)
+    for episode in episodes:
+        writer.append(episode)
+    return root
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Two demonstrations around a failure, as `grm collect` would write them. Read-only."""
+    episodes = [square(0), square(1, behaviour="undo"), square(2)]
+    return write_dataset(tmp_path_factory.mktemp("data") / "right", episodes)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A checkpoint of random weights. Read-only."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_grm().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    monkeypatch.setattr(cli, "_new_network", lambda seed, backbone: tiny_network(seed))
+
+
+# --- what is wrong with the input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [("collect",), ("demo",)])
+def test_unknown_task(refused, tmp_path, verb):
+    message = refused(*verb, "--task", "fold-laundry", "--out", tmp_path / "out")
+    assert "unknown task 'fold-laundry'; expected one of assembly-v3, " in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_camera(refused, tmp_path):
+    message = refused("collect", "--task", "reach", "--views", "corner", "wrist", "--out", tmp_path / "out")
+    assert "unknown camera 'wrist'" in message
+    assert "gripperPOV" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_collecting_into_what_is_no_data_set(refused, tmp_path, dataset):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").touch()
+    assert "is not a LeRobotDataset" in refused(*COLLECT, "--out", tmp_path / "file")
+    assert "is not a LeRobotDataset" in refused(*COLLECT, "--out", tmp_path / "folder")
+    assert "is not writable" in refused(*COLLECT, "--out", tmp_path / "file" / "inside")
+    assert "holds episodes of 'right-v3'" in refused(*COLLECT, "--out", dataset)
+
+
+@pytest.mark.parametrize("verb", ["train", "adapt", "demo"])
+def test_outputs_that_cannot_be(refused, tmp_path, dataset, tiny, verb):
+    given = {
+        "train": ("--steps", 1, "--data", dataset),
+        "adapt": ("--steps", 1, "--data", dataset, "--model", tiny),
+        "demo": ("--task", "reach", "--model", tiny),
+    }[verb]
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    assert "exists already" in refused(verb, *given, "--out", tmp_path / "file")
+    assert "exists already" in refused(verb, *given, "--out", tmp_path / "full")
+    assert "cannot be made (Not a directory)" in refused(verb, *given, "--out", tmp_path / "file" / "inside")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+def test_no_space_or_no_right_to_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 49_000_000))
+    with pytest.raises(OutputError, match="has 49 MB left"):
+        cli.check_output(tmp_path / "out")
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="is not writable"):
+        cli.check_output(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    cli.check_output(tmp_path)
+    cli.check_output(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("verb", ["train", "adapt"])
+def test_data_that_are_none(refused, tmp_path, tiny, verb):
+    model = ("--model", tiny) if verb == "adapt" else ()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("missing", "empty", "file"):
+        message = refused(verb, "--data", tmp_path / name, "--out", tmp_path / "out", *model)
+        assert re.search(rf"/{name} (is not|holds no) .*LeRobotDataset", message)
+
+
+def test_data_sets_with_other_views_do_not_mix(refused, tmp_path, dataset):
+    other = write_dataset(tmp_path / "other", [square(4, task="left-v3", views=("side",))])
+    message = refused("train", "--data", dataset, other, "--out", tmp_path / "out", "--steps", 1)
+    assert "different views or sizes: side at (32, 32); top at (32, 32)" in message
+
+
+def test_a_data_set_being_made_is_not_read(tmp_path, dataset):
+    shutil.copytree(dataset, tmp_path / "right")
+    shutil.copytree(dataset, tmp_path / ".left.first")
+    assert cli._datasets([tmp_path]) == [tmp_path / "right"]
+    assert cli._datasets([tmp_path / "right", tmp_path]) == [tmp_path / "right", tmp_path / "right"]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 5.0])
+def test_a_validation_share_that_is_none(refused, tmp_path, dataset, share):
+    message = refused("train", "--data", dataset, "--out", tmp_path / "out", "--validation", share)
+    assert f"validation is {share}; expected a share" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "adapt"])
+def test_a_truncated_video(refused, tmp_path, dataset, tiny, verb):
+    copy = shutil.copytree(dataset, tmp_path / "cut")
+    for video in copy.rglob("*.mp4"):
+        video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    model = ("--model", tiny) if verb == "adapt" else ()
+    message = refused(verb, "--data", copy, "--out", tmp_path / "out", "--steps", 1, *model)
+    assert "it may be truncated" in message
+    assert ".mp4" in message
+
+
+@pytest.mark.parametrize(("episode", "expected"), [(1, "does not end in success"), (3, "has no episode 3; it has 3")])
+def test_demonstrations_that_are_none(refused, tmp_path, dataset, tiny, episode, expected):
+    given = ("--data", dataset, "--episode", episode, "--model", tiny, "--out", tmp_path / "out", "--steps", 1)
+    assert expected in refused("adapt", *given)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def damaged(tiny: Path, where: Path) -> dict[str, Path]:
+    folders = {}
+    for name in ("schema", "kind", "weightless", "cut", "other"):
+        folders[name] = shutil.copytree(tiny, where / name)
+    for name, key, value in (("schema", "schema", 99), ("kind", "kind", "another")):
+        config = json.loads((folders[name] / "config.json").read_text())
+        (folders[name] / "config.json").write_text(json.dumps(config | {key: value}))
+    (folders["weightless"] / "model.safetensors").unlink()
+    weights = folders["cut"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    config = json.loads((folders["other"] / "config.json").read_text())
+    config["architecture"]["features"] = 8
+    (folders["other"] / "config.json").write_text(json.dumps(config))
+    folders["missing"] = where / "nowhere"
+    return folders
+
+
+@pytest.mark.parametrize("verb", ["adapt", "demo"])
+def test_checkpoints_that_are_none(refused, tmp_path, dataset, tiny, verb):
+    given = ("--data", dataset) if verb == "adapt" else ("--task", "reach")
+    expected = {
+        "schema": "schema 99; expected 'multiview-grm' and 1",
+        "kind": "kind 'another'",
+        "weightless": "holds no model.safetensors",
+        "cut": "cannot be read",
+        "other": "of another shape ['",  # brackets of the message are not taken for markup
+        "missing": "no checkpoint folder at",
+    }
+    for name, folder in damaged(tiny, tmp_path / "models").items():
+        assert expected[name] in refused(verb, *given, "--model", folder, "--out", tmp_path / "out")
+    if verb == "demo":
+        assert not (tmp_path / "out").exists(), "known before anything is made"
+
+
+def test_nothing_to_resume(refused, tmp_path, tiny, dataset):
+    nowhere = tmp_path / "nowhere"
+    assert "no run to resume" in refused("demo", "--task", "reach", "--model", tiny, "--out", nowhere, "--resume")
+    assert "no run to resume" in refused("train", "--data", dataset, "--out", nowhere, "--resume")
+    assert not nowhere.exists()
+    (tmp_path / "empty").mkdir()
+    given = ("--task", "reach", "--model", tiny, "--out", tmp_path / "empty", "--resume")
+    assert "holds no config.json" in refused("demo", *given)
+
+
+def test_demo_resumed_with_other_settings(refused, tmp_path, tiny):
+    from policies.one_shot import OneShotSettings, write_config
+
+    write_config(tmp_path, OneShotSettings(task="reach-v3", rollouts=7), {}, resume=False)
+    given = ("demo", "--task", "reach", "--model", tiny, "--out", tmp_path, "--resume")
+    assert "begun with other rollouts;" in refused(*given)
+    assert "begun with other seed, rollouts, evaluation_episodes;" in refused(
+        *given, "--seed", 1, "--evaluation-episodes", 3
+    )
+
+
+def test_a_stranger_of_our_name_is_one_clear_error(refused, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "robot_io", None)
+    assert "'robot_io' resolves to nothing" in refused("collect", "--task", "reach", "--out", tmp_path / "out")
+
+
+def test_unknown_options_are_explained(capsys):
+    assert grm("collect", "--out", "x", "--episods", 3) == 2
+    assert "--episods" in capsys.readouterr().err
+    assert grm("--help") == 0
+    for verb in ("collect", "train", "adapt", "demo", "doctor"):
+        assert verb in capsys.readouterr().out or grm(verb, "--help") == 0
+
+
+# --- collect ----------------------------------------------------------------------------------------------------------
+
+
+def test_collect_goes_on_where_it_was(tmp_path, capsys):
+    out = tmp_path / "reach"
+    settings = cli.Collect(
+        out=out,
+        task=("reach",),
+        episodes=1,
+        off_demonstration=1,
+        views=("corner",),
+        size=32,
+        horizon=50,
+        label_every=25,
+    )
+    steps = cli._collect(settings, "reach-v3", out)
+    next(steps)
+    steps.close()  # killed after the first of two
+    assert count_episodes(out) == 1
+    [first] = read_episodes(out)
+    assert (first.task, first.behaviour, first.succeeded, list(first.views)) == ("reach-v3", "expert", True, ["corner"])
+
+    more = (*COLLECT, "--label-every", 25, "--out", out, "--off-demonstration", 1)
+    assert grm(*more, "--episodes", 1) == 0
+    assert f"wrote 2 episodes of 1 task(s) to {out}" in capsys.readouterr().out
+    assert grm(*more, "--episodes", 2) == 0
+    episodes = list(read_episodes(out))
+    assert [e.behaviour for e in episodes] == ["expert", "noisy", "expert"]
+    assert [e.seed for e in episodes[::2]] == [first.seed, first.seed + 1], "not the same instance again"
+    np.testing.assert_array_equal(episodes[0].views["corner"], first.views["corner"])
+    np.testing.assert_array_equal(episodes[0].actions, first.actions)
+
+    before = contents(out)
+    assert grm(*more, "--episodes", 2) == 0
+    assert contents(out) == before, "nothing is missing, so nothing is written"
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def die_in_step(monkeypatch, number: int) -> None:
+    step = Trainer._train_step
+
+    def dying(self):
+        if self.step + 1 == number:
+            raise Interrupted
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", dying)
+
+
+def test_train_writes_a_checkpoint_with_its_report(tmp_path, dataset):
+    out = tmp_path / "out"
+    assert grm("train", "--data", dataset, "--out", out, "--steps", 3, "--validation", 0.34, "--seed", 4) == 0
+    model = GRM.from_pretrained(out)
+    card = json.loads((out / "config.json").read_text())["card"]
+    assert (card["seed"], card["steps"], card["episodes"], card["frames"]) == (4, 3, 2, 16)
+    assert card["tasks"] == ["right-v3"]
+    assert card["command"].startswith("grm ")
+    assert {"voc_plus", "voc_minus", "mae_demo"} <= set(card["validation"])
+    assert all(np.isfinite(value) for value in card["validation"].values())
+    expected = Trainer(tiny_network(4), list(read_episodes(dataset, [0, 1])), TrainSettings(steps=3, seed=4))
+    expected.run()
+    for name, tensor in expected.network.state_dict().items():
+        torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+    assert [(e.task, e.behaviour, len(e)) for e in read_replay(out)] == [
+        ("right-v3", "undo", 8),
+        ("right-v3", "expert", 8),
+    ]
+
+
+def test_train_resumed_is_as_uninterrupted(tmp_path, dataset, monkeypatch):
+    given = ("train", "--data", dataset, "--steps", 4, "--validation", 0.34)
+    assert grm(*given, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "SAVE_EVERY", 2)
+        die_in_step(patch, 4)
+        with pytest.raises(Interrupted):
+            grm(*given, "--out", tmp_path / "torn")
+    assert not (tmp_path / "torn" / FILE).exists()
+    assert json.loads((tmp_path / "torn" / "training.json").read_text())["step"] == 2
+    assert grm(*given, "--out", tmp_path / "torn", "--resume") == 0
+    whole, torn = contents(tmp_path / "whole"), contents(tmp_path / "torn")
+    assert whole.keys() == torn.keys()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert whole[name] == torn[name], name
+    reports = [json.loads(files["config.json"])["card"]["validation"] for files in (whole, torn)]
+    assert reports[0] == reports[1]
+
+
+def test_train_resumed_with_other_settings_or_without_state(refused, tmp_path, dataset):
+    out = tmp_path / "out"
+    given = ("train", "--data", dataset, "--out", out, "--validation", 0)
+    assert grm(*given, "--steps", 1) == 0
+    assert "was trained with other steps; resume with the same" in refused(*given, "--steps", 2, "--resume")
+    (out / "training.json").unlink()
+    assert "holds no training.json" in refused(*given, "--steps", 1, "--resume")
+    assert "exists already" in refused(*given, "--steps", 1)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_train_interrupted_says_how_to_go_on(tmp_path, dataset, monkeypatch, capsys, saved):
+    monkeypatch.setattr(Trainer, "run", lambda self, after_step: (_ for _ in ()).throw(KeyboardInterrupt))
+    out = tmp_path / "out"
+    if saved:
+        out.mkdir()
+        tiny_grm().save_pretrained(out)
+        Trainer(tiny_network(), list(read_episodes(dataset)), TrainSettings(steps=2)).save_state(out)
+    given = ("train", "--data", dataset, "--out", out, "--steps", 2, "--validation", 0)
+    assert grm(*given, *(["--resume"] if saved else [])) == 130
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("with --resume added" if saved else "nothing was saved yet") in said
+
+
+# --- adapt ------------------------------------------------------------------------------------------------------------
+
+
+def test_adapt_leaves_the_old_weights_alone(tmp_path, dataset, tiny, capsys):
+    source = shutil.copytree(tiny, tmp_path / "source")
+    cli.write_replay(source, [square(9, task="left-v3"), square(10, task="left-v3", behaviour="undo")])
+    before = contents(source)
+    out = tmp_path / "out"
+    assert grm("adapt", "--data", dataset, "--episode", 2, "--model", source, "--out", out, "--steps", 2) == 0
+    assert contents(source) == before
+    said = capsys.readouterr().out
+    for words in ("metric", "before", "after", "mae_demo", "mae_off_demo", "other episodes"):
+        assert words in said, words
+    new, old = GRM.from_pretrained(out), GRM.from_pretrained(source)
+    assert (new.network.hop[0].weight != old.network.hop[0].weight).any()
+    card = json.loads((out / "config.json").read_text())["card"]
+    assert (card["from"], card["steps"]) == (str(source), 2)
+    assert [e.task for e in read_replay(out)] == ["left-v3", "left-v3"], "it can be adapted again"
+
+
+def test_adapt_needs_no_labels_and_no_other_episodes(tmp_path, tiny, capsys):
+    """A recording of a real robot: nobody knows its progress, so the table has its order in time only."""
+    data = write_dataset(tmp_path / "data", [square(0, known=False)])
+    assert grm("adapt", "--data", data, "--model", tiny, "--out", tmp_path / "out", "--steps", 1) == 0
+    said = capsys.readouterr().out
+    assert "the demonstration itself" in said
+    assert "voc_plus" in said
+    assert "mae_demo" not in said
+    GRM.from_pretrained(tmp_path / "out")
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_hint_is_the_whole_command(tmp_path):
+    demo = cli.Demo(task="reach", seed=3, rollouts=9, model="a folder/with spaces", out=tmp_path)
+    words = demo._resuming(Path("runs/x y"))
+    assert words == (
+        "grm demo --task reach --seed 3 --rollouts 9 --model 'a folder/with spaces' --out 'runs/x y' --resume"
+    )
+    assert cli.Demo()._resuming(Path("runs/a")) == "grm demo --task hand-insert --out runs/a --resume"
+
+
+DEMO = ("demo", "--task", "reach", "--evaluation-episodes", 1)
+
+
+@pytest.mark.slow
+def test_demo_end_to_end(tmp_path, tiny, monkeypatch, capsys):
+    from policies import one_shot
+
+    settings = one_shot.OneShotSettings
+    monkeypatch.setattr(one_shot, "OneShotSettings", lambda **given: settings(adaptation_steps=3, **given))
+    out = tmp_path / "run"
+    assert grm(*DEMO, "--rollouts", 2, "--model", tiny, "--out", out) == 0
+    rows = (out / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        ["sparse", "1"],
+        ["sparse", "2"],
+        ["shaped", "1"],
+        ["shaped", "2"],
+    ]
+    page = (out / "index.html").read_text()
+    assert "Here, on one seed, shaping" in page
+    minutes = json.loads((out / "minutes.json").read_text())["minutes"]
+    assert 0 < minutes < 20
+    said = capsys.readouterr().out
+    for words in ("one expert demonstration of", "before", "after", "sparse", "shaped", f"open {out}/index.html"):
+        assert words in said, words
+    GRM.from_pretrained(out / "grm")
+    trained = contents(out / "shaped")
+    assert grm(*DEMO, "--rollouts", 2, "--model", tiny, "--out", out, "--resume") == 0
+    assert contents(out / "shaped") == trained, "a finished run is only reported again"
+
+
+@pytest.mark.slow
+def test_demo_interrupted_by_ctrl_c(tmp_path, tiny):
+    from policies.one_shot import OneShotSettings, record_demonstration, write_config
+
+    out = tmp_path / "run"
+    out.mkdir()
+    settings = OneShotSettings(task="reach-v3", rollouts=200, evaluation_episodes=1)
+    write_config(out, settings, {"command": "grm demo", "commit": ""}, resume=False)
+    record_demonstration(settings, out / "demonstration")
+    shutil.copytree(tiny, out / "grm")
+    command = [*DEMO, "--rollouts", 200, "--model", tiny, "--out", out, "--resume"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grm", *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        begun = [out / arm / "rollouts.csv" for arm in ("sparse", "shaped")]
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not all(p.exists() and len(p.read_text().splitlines()) > 1 for p in begun):
+            assert time.monotonic() < deadline, "no rollout in five minutes"
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everybody of the group is told
+        said, complained = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, complained
+    assert "Traceback" not in said + complained
+    assert f"--rollouts 200 --evaluation-episodes 1 --model {tiny} --out {out} --resume" in said
+    assert (out / "index.html").exists()
+    assert not (out / "shaped" / "evaluation.json").exists()
+    for arm in ("sparse", "shaped"):
+        rollouts = json.loads((out / arm / "policy" / "config.json").read_text())["rollouts"]
+        assert len((out / arm / "rollouts.csv").read_text().splitlines()) == rollouts + 1 > 1
