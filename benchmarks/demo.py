@@ -29,8 +29,9 @@ def main() -> None:
     for seed in options.seeds:
         for task in options.tasks:
             folder = options.out / f"{task}-{seed}"
-            if not (folder / "minutes.json").exists():
-                Demo(task=task, seed=seed, out=folder, resume=folder.exists()).run()
+            finished = (folder / "minutes.json").exists() and None not in success_rates(folder).values()
+            if not finished:
+                Demo(task=task, seed=seed, out=folder, resume=(folder / "config.json").exists()).run()
             rates = success_rates(folder)
             minutes = json.loads((folder / "minutes.json").read_text())
             rows.append({"task": task, "seed": seed, **rates, "minutes": minutes["minutes"]})

@@ -78,7 +78,7 @@ def main() -> None:
     for suffix, found in (("", before), ("_one_shot", after)):
         rng = np.random.default_rng(0)
         for name in ("voc_plus", "voc_minus", "mae_demo", "spearman_demo", "mae_off_demo", "spearman_off_demo"):
-            values = [np.mean([m[name] for m in runs if name in m]) for runs in found.values()]
+            values = [np.mean(known) for runs in found.values() if (known := [m[name] for m in runs if name in m])]
             summary[name + suffix] = expected_interval(values, rng)
     for name, interval in summary.items():
         print(f"{name:32} {interval.value:6.3f}  [{interval.low:.3f}, {interval.high:.3f}]")

@@ -20,7 +20,10 @@ def write_result(
     rows: Sequence[Mapping[str, object]] = (),
     **about: object,
 ) -> Path:
-    """Write results/<name>.json and, where there are rows, results/<name>.csv; returns the JSON's path."""
+    """Write results/<name>.json and, where there are rows, results/<name>.csv; returns the JSON's path.
+
+    Raises `ValueError` for a number that is none: what could not be measured has no place in a table.
+    """
     RESULTS.mkdir(exist_ok=True)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=RESULTS, capture_output=True, text=True, check=True
@@ -36,7 +39,7 @@ def write_result(
     command = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     content = {"command": command, "commit": commit, "seeds": list(seeds), "summary": flat, **about}
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     if rows:
         fields = list(dict.fromkeys(key for row in rows for key in row))
         with path.with_suffix(".csv").open("w", newline="") as file:

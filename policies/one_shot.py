@@ -191,10 +191,14 @@ def run_arm(
     if not before.exists():
         _write_evaluation(before, evaluate_policy(learner.policy.cloned, settings, demonstration))
     rows = list(read_rollouts(own / "rollouts.csv"))[: learner.rollouts]
-    with (own / "rollouts.csv").open("w", newline="") as file:
+    partial = own / "rollouts.csv.partial"  # so that the rows of a resumed run are there whenever it is killed
+    with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*Rollout.__dataclass_fields__], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    partial.replace(own / "rollouts.csv")
+    with (own / "rollouts.csv").open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*Rollout.__dataclass_fields__], lineterminator="\n")
 
         def after(rollout: Rollout) -> bool | None:
             writer.writerow(asdict(rollout))
@@ -350,7 +354,10 @@ def write_config(folder: Path, settings: OneShotSettings, extra: dict[str, Any],
     if resume:
         if not path.exists():
             raise CheckpointError(f"{folder} holds no config.json; expected a folder that `grm demo` began")
-        found = json.loads(path.read_text())["settings"]
+        try:
+            found = dict(json.loads(path.read_text())["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error!r}); expected what `grm demo` wrote there") from error
         changed = [key for key, value in asdict(settings).items() if found.get(key) != value]
         if changed:
             raise CheckpointError(f"{folder} was begun with other {', '.join(changed)}; resume with the same settings")
@@ -379,13 +386,11 @@ def write_metrics(folder: Path) -> None:
 
 
 def _write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    path.write_text(
-        json.dumps(
-            {
-                "success_rate": evaluation.success_rate,
-                "success": evaluation.success.tolist(),
-                "length": evaluation.length.tolist(),
-            }
-        )
-        + "\n"
-    )
+    content = {
+        "success_rate": evaluation.success_rate,
+        "success": evaluation.success.tolist(),
+        "length": evaluation.length.tolist(),
+    }
+    partial = path.with_suffix(".partial")  # its existence says that the arm is done: whole or not at all
+    partial.write_text(json.dumps(content) + "\n")
+    partial.replace(path)

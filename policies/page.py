@@ -8,7 +8,7 @@ import numpy as np
 
 from grm.data.episodes import Episode
 from grm.data.lerobot import read_episodes
-from grm.metrics import spearman
+from grm.metrics import mean_absolute_error, spearman
 from grm.models.multiview import GRM
 from grm.report import Clip, RunPage, write_page
 
@@ -88,9 +88,11 @@ def _notes(clips: list[Clip], demonstration: Episode) -> list[str]:
         "model nor the learner ever sees it.",
     ]
     for clip in clips:
-        if clip.truth is not None and np.ptp(clip.truth) > 0:
-            correlation = spearman(clip.potential, clip.truth)
-            error = float(np.nanmean(np.abs(clip.potential - clip.truth)))
+        if clip.truth is None or clip.judged.sum() < 2:
+            continue
+        error = mean_absolute_error(clip.potential, clip.truth)
+        correlation = spearman(clip.potential, clip.truth)
+        if np.isfinite(correlation):  # it is undefined where either is constant
             notes.append(
                 f"{clip.title}: rank correlation of Φ with the truth {correlation:.2f}, mean error {error:.2f}."
             )
