@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/evaluation"))
     parser.add_argument("--model", default="")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
 
     collect(options.data)

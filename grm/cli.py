@@ -157,7 +157,7 @@ class Train:
     """LeRobotDataset folders with a `progress` column, or folders of such folders."""
     out: Path
     """Folder of the checkpoint and its training report."""
-    steps: int = 3000
+    steps: int = 2000
     """Gradient steps."""
     seed: int = 0
     """Of initial weights and every draw."""
@@ -247,7 +247,7 @@ class Adapt:
     """Which episode is the demonstration; the others of the data set only serve the before/after table."""
     model: str = ""
     """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
-    steps: int = 300
+    steps: int = 200
     """Gradient steps; a few hundred are minutes on a CPU."""
     seed: int = 0
     """Of every draw."""

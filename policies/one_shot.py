@@ -50,13 +50,13 @@ class OneShotSettings:
     """Online episodes per arm."""
     evaluation_episodes: int = 50
     """Fresh instances each policy is evaluated on."""
-    adaptation_steps: int = 300
+    adaptation_steps: int = 200
     """Gradient steps on the demonstration and the replay sample."""
     gamma: float = 0.98
     """Discount per decision, of learner and shaping alike."""
-    shaping_weight: float = 1.0
-    """Factor of the potential."""
-    pessimism: float = 1.0
+    shaping_weight: float = 0.1
+    """Factor of the potential; see docs/log.md for what larger ones did."""
+    pessimism: float = 0.0
     """Standard deviations of spread subtracted from the potential."""
     checkpoint_every: int = 10
     """Rollouts between checkpoints; an interruption from outside loses at most these."""

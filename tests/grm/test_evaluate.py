@@ -86,7 +86,9 @@ def test_a_task_without_a_goal_picture_is_refused():
 
 def test_after_each_is_called_once_per_episode():
     count = []
-    score_all(Truthful(8), [square(0), square(1)], {"right-v3": square(2).frames[-1]}, after_each=lambda: count.append(1))
+    score_all(
+        Truthful(8), [square(0), square(1)], {"right-v3": square(2).frames[-1]}, after_each=lambda: count.append(1)
+    )
     assert len(count) == 2
 
 
