@@ -245,9 +245,11 @@ def run_arms(settings: OneShotSettings, folder: Path, *, on_rollout: Callable[[A
 
     # Children start deaf to Ctrl-C, which a terminal sends to all: the parent decides, and they finish their rollout.
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for process in processes:
-        process.start()
-    signal.signal(signal.SIGINT, heard)
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.signal(signal.SIGINT, heard)
     try:
         drain()
     except KeyboardInterrupt:

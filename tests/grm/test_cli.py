@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from grm import cli
+from grm import train as grm_train
 from grm.data.episodes import Episode
 from grm.data.lerobot import EpisodeWriter, count_episodes, read_episodes
 from grm.data.replay import FILE, read_replay
@@ -425,10 +426,8 @@ DEMO = ("demo", "--task", "reach", "--evaluation-episodes", 1)
 
 @pytest.mark.slow
 def test_demo_end_to_end(tmp_path, tiny, monkeypatch, capsys):
-    from policies import one_shot
-
-    settings = one_shot.OneShotSettings
-    monkeypatch.setattr(one_shot, "OneShotSettings", lambda **given: settings(adaptation_steps=3, **given))
+    adapt = grm_train.adapt
+    monkeypatch.setattr(grm_train, "adapt", lambda *given, **named: adapt(*given, **named | {"steps": 3}))
     out = tmp_path / "run"
     assert grm(*DEMO, "--rollouts", 2, "--model", tiny, "--out", out) == 0
     rows = (out / "metrics.csv").read_text().splitlines()
