@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     AbstainedError,
     CheckpointError,
+    DivergedError,
     GrmError,
     MissingExtraError,
     OutputError,
@@ -36,6 +37,7 @@ __all__ = [
     "GRM",
     "AbstainedError",
     "CheckpointError",
+    "DivergedError",
     "Frame",
     "GrmError",
     "Judge",

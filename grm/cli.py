@@ -25,9 +25,10 @@ from rich.table import Table
 from ._layout import check_layout
 from .data.episodes import Episode
 from .data.replay import FILE, read_replay, write_replay
-from .errors import GrmError, OutputError, TraceError
+from .errors import CheckpointError, GrmError, OutputError, TraceError
 from .evaluate import METRICS, by_task, score_all, summarize
-from .models.multiview import GRM, Architecture, MultiViewNetwork
+from .models.checkpoint import copy_side_file, load_weights, locate, read_config
+from .models.multiview import GRM, KIND, Architecture, MultiViewNetwork, packaged_checkpoint
 from .reward import Frame
 
 if TYPE_CHECKING:
@@ -186,16 +187,21 @@ class Train:
         )
         network = _new_network(self.seed, self.backbone)
         if self.resume:
-            from .models.checkpoint import load_weights
-
             load_weights(self.out, network)
         trainer = Trainer(network, training, TrainSettings(steps=self.steps, seed=self.seed, bfloat16=self.bfloat16))
         if self.resume:
             trainer.resume(self.out)
+            saved = read_config(self.out, KIND)["card"].get("trained_steps")
+            if saved != trainer.step:
+                raise CheckpointError(
+                    f"{self.out} holds weights of step {saved} and an optimiser of step {trainer.step}: the run was "
+                    f"killed while it saved; expected both of one step: start again in a new folder"
+                )
         model = GRM(network)
         card: dict[str, object] = {"command": _command(), "commit": _commit(), "seed": self.seed, "steps": self.steps}
 
         def save() -> None:
+            card["trained_steps"] = trainer.step
             model.save_pretrained(self.out, card)
             trainer.save_state(self.out)
 
@@ -255,8 +261,6 @@ class Adapt:
     def run(self) -> None:
         """Adapt, print the table, write the checkpoint."""
         from .data.lerobot import read_episodes
-        from .models.checkpoint import copy_side_file, locate
-        from .models.multiview import packaged_checkpoint
         from .train import Trainer, adapt
 
         check_output(self.out)
@@ -348,8 +352,6 @@ class Demo:
         from envs.metaworld import VIEWS
         from policies import one_shot
 
-        from .models.checkpoint import locate
-        from .models.multiview import packaged_checkpoint
         from .train import Trainer, adapt
 
         if (folder / "grm" / "config.json").exists():

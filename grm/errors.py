@@ -26,6 +26,10 @@ class CheckpointError(GrmError, RuntimeError):
     """A checkpoint of another schema, with missing or surplus weights, or none at all."""
 
 
+class DivergedError(GrmError, ArithmeticError):
+    """Training left the finite numbers; what was saved before is still good."""
+
+
 class OutputError(GrmError, OSError):
     """An output folder that exists already, is read-only or is full."""
 

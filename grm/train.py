@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .data.episodes import Episode
 from .data.pairs import BalancedPairs, hops_of_pairs
-from .errors import CheckpointError, TraceError
+from .errors import CheckpointError, DivergedError, TraceError
 from .labels import from_time
 from .models.multiview import GRM, MultiViewNetwork
 
@@ -184,6 +184,11 @@ class Trainer:
             group["lr"] = self.settings.learning_rate * _schedule(self.step, self.settings.steps)
         batch = self._draw(np.random.default_rng([self.settings.seed, self.step]))
         hop_loss, success_loss = self._losses(batch)
+        if not torch.isfinite(hop_loss + success_loss):
+            raise DivergedError(
+                f"the loss is {(hop_loss + success_loss).item()} at step {self.step}; expected a finite number: lower "
+                f"the learning rate ({self.settings.learning_rate}) and start again"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         (hop_loss + 0.5 * success_loss).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grm.data.episodes import Episode
-from grm.errors import CheckpointError, TraceError
+from grm.errors import CheckpointError, DivergedError, TraceError
 from grm.labels import from_time
 from grm.metrics import value_order_correlation
 from grm.models.checkpoint import load_weights
@@ -374,3 +374,12 @@ def test_the_state_is_json_and_safetensors(uninterrupted, tmp_path):
     state = json.loads((tmp_path / "training.json").read_text())
     assert state["step"] == 6
     assert state["settings"]["seed"] == 5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(network(), [moving_square(0), moving_square(1)], TrainSettings(steps=2, episodes_per_step=2))
+    infinite = torch.tensor(float("inf"))
+    monkeypatch.setattr(trainer, "_losses", lambda batch: (infinite, torch.tensor(0.0)))
+    with pytest.raises(DivergedError, match="step 0"):
+        trainer.run()
+    assert trainer.step == 0

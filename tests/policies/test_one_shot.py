@@ -104,7 +104,7 @@ def test_shaped_transitions_telescope(demonstration, model, weight, pessimism):
 
 
 def test_an_abstention_shapes_nothing_of_the_demonstration(demonstration, model, monkeypatch):
-    potential = potential_of(model, demonstration, 1.0)
+    potential = potential_of(model, demonstration, SETTINGS.pessimism)
     honest = transitions(demonstration, SETTINGS, model)
 
     def silent_at_five(indices, observations, *, count=[0]):  # noqa: B006 (a counter)
