@@ -370,7 +370,7 @@ def test_train_interrupted_says_how_to_go_on(tmp_path, dataset, monkeypatch, cap
     out = tmp_path / "out"
     if saved:
         out.mkdir()
-        tiny_grm().save_pretrained(out)
+        tiny_grm().save_pretrained(out, {"trained_steps": 0})
         Trainer(tiny_network(), list(read_episodes(dataset)), TrainSettings(steps=2)).save_state(out)
     given = ("train", "--data", dataset, "--out", out, "--steps", 2, "--validation", 0)
     assert grm(*given, *(["--resume"] if saved else [])) == 130
