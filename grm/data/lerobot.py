@@ -82,6 +82,7 @@ class EpisodeWriter:
                 rgb_encoder=encoder,
                 streaming_encoding=True,
                 encoder_threads=1,
+                encoder_queue_maxsize=len(episode),  # LeRobot drops frames that do not fit its queue on a busy machine
             )
         else:
             _require_features(self.root, _features(episode))
@@ -93,6 +94,7 @@ class EpisodeWriter:
                 rgb_encoder=encoder,
                 streaming_encoding=True,
                 encoder_threads=1,
+                encoder_queue_maxsize=len(episode),  # LeRobot drops frames that do not fit its queue on a busy machine
             )
         datasets.disable_progress_bars()  # only now: opening a data set enables them
         for t in range(len(episode)):

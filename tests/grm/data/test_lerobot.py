@@ -315,3 +315,23 @@ def test_killed_for_real(copy):
     EpisodeWriter(copy).append(make(9))
     for one, other in zip([*EPISODES, make(9)], read_episodes(copy), strict=True):
         assert_same(one, other)
+
+
+def test_the_encoders_queue_holds_the_whole_episode(tmp_path, monkeypatch):
+    """LeRobot drops frames from a full queue with a warning only, and a busy machine fills it."""
+    from lerobot.datasets import LeRobotDataset
+
+    sizes = []
+    for name in ("create", "resume"):
+        original = getattr(LeRobotDataset, name)
+
+        def spy(*args, original=original, **kwargs):
+            sizes.append(kwargs["encoder_queue_maxsize"])
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(LeRobotDataset, name, spy)
+    writer = EpisodeWriter(tmp_path / "set")
+    episodes = [make(0), make(1)]
+    for episode in episodes:
+        writer.append(episode)
+    assert sizes == [len(episode) for episode in episodes]
