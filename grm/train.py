@@ -93,7 +93,8 @@ class Trainer:
         self.traces: list[_Trace] = []
         for episode in episodes:
             names = tuple(sorted(episode.views))
-            images = np.stack([episode.views[name] for name in names], axis=1)
+            size = network.architecture.image_size
+            images = np.stack([_resize(episode.views[name], size) for name in names], axis=1)
             pairs = BalancedPairs(episode.progress.astype(np.float64))
             self.traces.append(
                 _Trace(
@@ -108,11 +109,9 @@ class Trainer:
             )
         if not self.traces:
             raise TraceError("there are no episodes to train on; expected at least one (see `grm collect`)")
-        if len({(trace.names, trace.images.shape[1:]) for trace in self.traces}) > 1:
-            found = sorted({f"{', '.join(t.names)} at {t.images.shape[2:4]}" for t in self.traces})
-            raise TraceError(
-                f"episodes with different views or sizes: {'; '.join(found[:3])}; expected one set for all"
-            )
+        if len({trace.names for trace in self.traces}) > 1:
+            found = sorted({", ".join(trace.names) or "none" for trace in self.traces})
+            raise TraceError(f"episodes with different views: {'; '.join(found[:3])}; expected one set for all")
         self.tasks: dict[str, list[int]] = {}
         for index, trace in enumerate(self.traces):
             self.tasks.setdefault(trace.task, []).append(index)
@@ -322,6 +321,18 @@ def _schedule(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _resize(images: np.ndarray, size: int) -> np.ndarray:
+    """(t, h, w, 3) bytes of any size as the network sees them, frame by frame: (t, size, size, 3)."""
+    if images.shape[1:3] == (size, size):
+        return images
+    resized = np.empty((len(images), size, size, 3), np.uint8)
+    for t, image in enumerate(images):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+        smaller = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+        resized[t] = smaller[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+    return resized
 
 
 def _augment(images: np.ndarray, shift: int, generator: np.random.Generator) -> Tensor:
