@@ -85,7 +85,7 @@ class EpisodeWriter:
                 encoder_queue_maxsize=len(episode),  # LeRobot drops frames that do not fit its queue on a busy machine
             )
         else:
-            _require_features(self.root, _features(episode))
+            _require_fit(self.root, episode)
             self._note()
             dataset = LeRobotDataset.resume(
                 f"grm/{self.root.name}",
@@ -264,9 +264,15 @@ def _column(table, key: str, default: float) -> np.ndarray:
     return np.array([np.asarray(value).item() for value in table[key]], np.float32)
 
 
-def _require_features(root: Path, features: dict) -> None:
-    """Raise `TraceError` unless the data set at `root` has these views and columns, in these shapes."""
-    found = json.loads((root / "meta" / "info.json").read_text())["features"]
+def _require_fit(root: Path, episode: Episode) -> None:
+    """Raise `TraceError` unless the data set at `root` has this episode's rate, views and columns, in their shapes."""
+    info = json.loads((root / "meta" / "info.json").read_text())
+    features, found = _features(episode), info["features"]
+    if info["fps"] != round(episode.rate_hz):
+        raise TraceError(
+            f"the episode has {round(episode.rate_hz)} frames per second, {root} has {info['fps']}; "
+            f"expected one rate throughout: write it to another folder"
+        )
     for key in sorted({*features, *(key for key in found if key.startswith(IMAGES))}):
         shapes = [tuple(each[key]["shape"]) if key in each else None for each in (features, found)]
         if shapes[0] != shapes[1]:

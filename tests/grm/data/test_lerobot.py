@@ -335,3 +335,10 @@ def test_the_encoders_queue_holds_the_whole_episode(tmp_path, monkeypatch):
     for episode in episodes:
         writer.append(episode)
     assert sizes == [len(episode) for episode in episodes]
+
+
+def test_an_episode_of_another_rate_is_refused(copy):
+    other = dataclasses.replace(make(9), rate_hz=2 * EPISODES[0].rate_hz)
+    with pytest.raises(TraceError, match="frames per second"):
+        EpisodeWriter(copy).append(other)
+    assert count_episodes(copy) == 3
