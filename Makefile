@@ -35,5 +35,6 @@ build:  ## Wheel and source archive, and a proof that the installed wheel holds 
 	print(*sorted({p.parts[0] for p in files("grm-robotics") if not p.parts[0].endswith(".dist-info") and p.parts[0] != ".."}))'); \
 	expected=$$(printf '%s\n' $(PACKAGES) | sort | xargs); \
 	[ "$$found" = "$$expected" ] || { echo "the wheel holds: $$found; expected: $$expected" >&2; exit 1; }; \
-	"$$room"/venv/bin/python -I -c 'from importlib.resources import files; assert files("grm").joinpath("report/page.html").is_file()'; \
+	"$$room"/venv/bin/python -I -c 'from importlib.metadata import files; found = {str(p) for p in files("grm-robotics")}; \
+	wanted = {"grm/report/page.html", "grm/models/pretrained/model.safetensors"}; assert wanted <= found, wanted - found'; \
 	echo "the wheel installs and holds exactly: $$found"

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -198,7 +198,12 @@ class Train:
                     f"killed while it saved; expected both of one step: start again in a new folder"
                 )
         model = GRM(network)
-        card: dict[str, object] = {"command": _command(), "commit": _commit(), "seed": self.seed, "steps": self.steps}
+        card: dict[str, object] = {
+            "command": _command_line(self),
+            "commit": _commit(),
+            "seed": self.seed,
+            "steps": self.steps,
+        }
 
         def save() -> None:
             card["trained_steps"] = trainer.step
@@ -276,7 +281,13 @@ class Adapt:
                 progress.update(bar, completed=trainer.step)
 
             new = adapt(old, demonstration, replay, steps=self.steps, seed=self.seed, after_step=after_step)
-        card = {"command": _command(), "commit": _commit(), "seed": self.seed, "steps": self.steps, "from": str(source)}
+        card = {
+            "command": _command_line(self),
+            "commit": _commit(),
+            "seed": self.seed,
+            "steps": self.steps,
+            "from": str(source),
+        }
         new.save_pretrained(self.out, card)
         copy_side_file(source, self.out, FILE)
         goals = {demonstration.task: demonstration.frames[-1]}
@@ -319,9 +330,9 @@ class Demo:
         settings = one_shot.OneShotSettings(
             task=task, seed=self.seed, rollouts=self.rollouts, evaluation_episodes=self.evaluation_episodes
         )
-        about = {"command": _command(), "commit": _commit(), "model": self.model or "packaged"}
+        about = {"command": _command_line(self), "commit": _commit(), "model": self.model or "packaged"}
         one_shot.write_config(folder, settings, about, resume=self.resume)
-        hint = f"go on with [bold]{escape(self._resuming(folder))}[/bold]"
+        hint = f"go on with [bold]{escape(_command_line(replace(self, out=folder, resume=True)))}[/bold]"
         try:
             demonstration = one_shot.record_demonstration(settings, folder / "demonstration")
             console.print(
@@ -337,15 +348,6 @@ class Demo:
             console.print(f"interrupted; what is finished is in {escape(str(folder))}: {hint}", soft_wrap=True)
             sys.exit(130)
         self._report(settings, folder, one_shot.add_seconds(folder, time.perf_counter() - began))
-
-    def _resuming(self, folder: Path) -> str:
-        """The command that goes on: everything that is not the default, because a run resumes with its own settings."""
-        words = ["grm", "demo"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("out", "resume") and (field.name == "task" or value != field.default):
-                words += [f"--{field.name.replace('_', '-')}", str(value)]
-        return shlex.join([*words, "--out", str(folder), "--resume"])
 
     def _adapt(self, settings: "OneShotSettings", demonstration: Episode, folder: Path) -> None:
         from envs.experts import record
@@ -378,7 +380,9 @@ class Demo:
         env.close()
         table = _before_after(old, new, demonstration, others, {settings.task: demonstration.frames[-1]})
         console.print(table)
-        new.save_pretrained(folder / "grm", {"command": _command(), "commit": _commit(), "seed": settings.seed})
+        new.save_pretrained(
+            folder / "grm", {"command": _command_line(self), "commit": _commit(), "seed": settings.seed}
+        )
 
     def _train(self, settings: "OneShotSettings", folder: Path) -> None:
         from policies import one_shot
@@ -442,8 +446,17 @@ def check_output(folder: Path, *, resume: bool = False) -> None:
         raise OutputError(f"{folder} cannot be made ({error.strerror}); choose another output folder") from error
 
 
-def _command() -> str:
-    return " ".join(["grm", *sys.argv[1:]])
+def _command_line(command: "Collect | Train | Adapt | Demo") -> str:
+    """The command that does this again: its task and all that is not the default, whoever called it."""
+    words = ["grm", type(command).__name__.lower()]
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if field.name != "task" and value == field.default:
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if value is not True:
+            words += [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
 
 
 def _commit() -> str:

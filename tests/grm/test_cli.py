@@ -322,7 +322,8 @@ def test_train_writes_a_checkpoint_with_its_report(tmp_path, dataset):
     card = json.loads((out / "config.json").read_text())["card"]
     assert (card["seed"], card["steps"], card["episodes"], card["frames"]) == (4, 3, 2, 16)
     assert card["tasks"] == ["right-v3"]
-    assert card["command"].startswith("grm ")
+    expected = f"grm train --data {dataset} --out {out} --steps 3 --seed 4 --validation 0.34"
+    assert card["command"] == expected, "the command is in the card, however it was called"
     assert {"voc_plus", "voc_minus", "mae_demo"} <= set(card["validation"])
     assert all(np.isfinite(value) for value in card["validation"].values())
     expected = Trainer(tiny_network(4), list(read_episodes(dataset, [0, 1])), TrainSettings(steps=3, seed=4))
@@ -413,12 +414,14 @@ def test_adapt_needs_no_labels_and_no_other_episodes(tmp_path, tiny, capsys):
 
 
 def test_the_hint_is_the_whole_command(tmp_path):
-    demo = cli.Demo(task="reach", seed=3, rollouts=9, model="a folder/with spaces", out=tmp_path)
-    words = demo._resuming(Path("runs/x y"))
-    assert words == (
-        "grm demo --task reach --seed 3 --rollouts 9 --model 'a folder/with spaces' --out 'runs/x y' --resume"
+    out = Path("runs/x y")
+    demo = cli.Demo(task="reach", seed=3, rollouts=9, model="a folder/with spaces", out=out, resume=True)
+    assert cli._command_line(demo) == (
+        "grm demo --task reach --out 'runs/x y' --seed 3 --rollouts 9 --model 'a folder/with spaces' --resume"
     )
-    assert cli.Demo()._resuming(Path("runs/a")) == "grm demo --task hand-insert --out runs/a --resume"
+    assert cli._command_line(cli.Demo()) == "grm demo --task hand-insert"
+    collect = cli.Collect(out=Path("set"), task=("reach", "push"), jobs=2)
+    assert cli._command_line(collect) == "grm collect --out set --task reach push --jobs 2"
 
 
 DEMO = ("demo", "--task", "reach", "--evaluation-episodes", 1)
