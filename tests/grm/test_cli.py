@@ -487,7 +487,7 @@ def test_demo_interrupted_by_ctrl_c(tmp_path, tiny):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, complained
     assert "Traceback" not in said + complained
-    assert f"--rollouts 200 --evaluation-episodes 1 --model {tiny} --out {out} --resume" in said
+    assert f"--out {out} --rollouts 200 --evaluation-episodes 1 --model {tiny} --resume" in said
     assert (out / "index.html").exists()
     assert not (out / "shaped" / "evaluation.json").exists()
     for arm in ("sparse", "shaped"):
