@@ -5,6 +5,7 @@ undo and recover; the prover's time-to-go labels every frame of them, on or off 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -16,11 +17,23 @@ from .cameras import PIXELS
 from .metaworld import MetaWorldEnv, ScriptedPolicy
 
 Action = Float[np.ndarray, " 4"]
-Behaviour = Callable[[np.random.Generator, int], Callable[[int, MetaWorldEnv], Action]]
-"""(generator, horizon) to a function of decision and environment to action."""
 
 
-def _expert(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """One drawn behaviour, for one episode."""
+
+    act: Callable[[int, MetaWorldEnv], Action]
+    """Decision and environment to action."""
+    expert_from: int | None = None
+    """From this decision on it is nothing but the expert: if it succeeds, its own run says how long that took."""
+
+
+Behaviour = Callable[[np.random.Generator, int], Actor]
+"""(generator, horizon) to an actor."""
+
+
+def _expert(generator: np.random.Generator, horizon: int) -> Actor:
     """The scripted expert, in a speed and a steadiness of its own."""
     speed, noise = generator.uniform(0.7, 1.0), generator.uniform(0.0, 0.15)
 
@@ -29,10 +42,10 @@ def _expert(generator: np.random.Generator, horizon: int) -> Callable[[int, Meta
         action[:3] *= speed
         return action + generator.normal(0, noise, 4)
 
-    return act
+    return Actor(act, expert_from=0)
 
 
-def _noisy(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+def _noisy(generator: np.random.Generator, horizon: int) -> Actor:
     """An expert with heavy, correlated noise: a half-trained policy."""
     scale, memory, noise = generator.uniform(0.3, 1.0), generator.uniform(0.0, 0.9), np.zeros(4)
 
@@ -41,10 +54,10 @@ def _noisy(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaW
         noise = memory * noise + np.sqrt(1 - memory**2) * generator.normal(0, scale, 4)
         return env.expert_action() + noise
 
-    return act
+    return Actor(act)
 
 
-def _random(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+def _random(generator: np.random.Generator, horizon: int) -> Actor:
     """Holds a random saturated action for a while, then another: an untrained policy, pushing at the walls."""
     action = generator.uniform(-1, 1, 4)
 
@@ -54,13 +67,13 @@ def _random(generator: np.random.Generator, horizon: int) -> Callable[[int, Meta
             action = np.clip(generator.normal(0, 0.8, 4), -1, 1)
         return action
 
-    return act
+    return Actor(act)
 
 
 def _interrupted(disturb: Callable[[np.random.Generator, MetaWorldEnv], Action], *, recover: bool) -> Behaviour:
     """An expert disturbed from a random moment on, for a while (then it recovers) or to the end (a failure)."""
 
-    def behaviour(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+    def behaviour(generator: np.random.Generator, horizon: int) -> Actor:
         expert = _expert(generator, horizon)
         start = int(generator.uniform(0.02, 0.4) * horizon)
         length = int(generator.uniform(0.05, 0.2) * horizon) if recover else horizon
@@ -68,9 +81,9 @@ def _interrupted(disturb: Callable[[np.random.Generator, MetaWorldEnv], Action],
         def act(step: int, env: MetaWorldEnv) -> Action:
             if start <= step < start + length:
                 return disturb(generator, env)
-            return expert(step, env)
+            return expert.act(step, env)
 
-        return act
+        return Actor(act, expert_from=start + length if recover else None)
 
     return behaviour
 
@@ -78,30 +91,45 @@ def _interrupted(disturb: Callable[[np.random.Generator, MetaWorldEnv], Action],
 def _held(draw: Callable[[np.random.Generator], Action], *, recover: bool) -> Behaviour:
     """Disturbed by one drawn action, held with a little noise."""
 
-    def behaviour(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+    def behaviour(generator: np.random.Generator, horizon: int) -> Actor:
         action = draw(generator)
         return _interrupted(lambda g, env: action + g.normal(0, 0.1, 4), recover=recover)(generator, horizon)
 
     return behaviour
 
 
-def _near_miss(generator: np.random.Generator, horizon: int) -> Callable[[int, MetaWorldEnv], Action]:
+def _near_miss(generator: np.random.Generator, horizon: int) -> Actor:
     """The expert aiming beside object or goal by a few centimetres: it does everything right in the wrong place."""
-    offset = np.zeros(39)
     shift = generator.normal(0, 1, 3) * (1, 1, 0.5)
     shift *= generator.uniform(0.03, 0.1) / np.linalg.norm(shift)
     which = generator.random()
-    if which < 0.7:
-        offset[4:7] = offset[22:25] = shift
-    if which > 0.5:
-        offset[36:39] = shift
+    return _beside(shift * (which < 0.7), shift * (which > 0.5), generator)
+
+
+def _misplaced(generator: np.random.Generator, horizon: int) -> Actor:
+    """The expert acting as if object or goal were where another instance has them: what a memorised motion does."""
+    shifts = generator.uniform(-0.2, 0.2, (2, 3)) * (1, 1, 0)
+    return _beside(*(shifts * [[1], [generator.random() < 0.5]]), generator)
+
+
+def _above(generator: np.random.Generator, horizon: int) -> Actor:
+    """The expert's whole motion some centimetres too high, mostly without touching anything."""
+    shift = np.array([0.0, 0.0, generator.uniform(0.05, 0.15)])
+    return _beside(shift, shift, generator)
+
+
+def _beside(of_object: np.ndarray, of_goal: np.ndarray, generator: np.random.Generator) -> Actor:
+    """The expert of a scene whose object and goal are shifted by these, in metres."""
+    offset = np.zeros(39)
+    offset[4:7] = offset[22:25] = of_object
+    offset[36:39] = of_goal
     policies: dict[str, ScriptedPolicy] = {}
 
     def act(step: int, env: MetaWorldEnv) -> Action:
         policy = policies.setdefault(env.task, ScriptedPolicy(env.task))
         return policy(env.raw_state + offset) + generator.normal(0, 0.05, 4)
 
-    return act
+    return Actor(act)
 
 
 def _drop(generator: np.random.Generator, env: MetaWorldEnv) -> Action:
@@ -134,8 +162,10 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "wander": _held(_draw_wander, recover=False),
     "give-up": _held(_draw_stall, recover=False),
     "undo": _interrupted(_undo, recover=False),
+    "misplaced": _misplaced,
+    "above": _above,
 }
-"""Who may act, by name. The last three end in failure unless the task was done before they began."""
+"""Who may act, by name."""
 
 OFF_DEMONSTRATION = tuple(name for name in BEHAVIOURS if name != "expert")
 
@@ -143,8 +173,9 @@ OFF_DEMONSTRATION = tuple(name for name in BEHAVIOURS if name != "expert")
 def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1) -> Episode:
     """Run one behaviour on the instance of `seed` and label every frame with its true progress.
 
-    The expert's successful run is its own label (time left over time taken). Everything else asks the prover every
-    `label_every` frames and at the end, and interpolates between. Reproducible: `seed` fixes instance and behaviour.
+    An expert's successful run is its own label (time left over time taken), also that of one who took over half-way.
+    Everything else asks the prover every `label_every` frames and at the end, and interpolates between. Reproducible:
+    `seed` fixes instance and behaviour.
 
     Raises `TaskError` for an unknown behaviour.
     """
@@ -152,11 +183,11 @@ def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1
         raise TaskError(f"unknown behaviour {behaviour!r}; expected one of {', '.join(BEHAVIOURS)}")
     generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
     observation, _ = env.reset(seed=seed)
-    act = BEHAVIOURS[behaviour](generator, env.horizon)
+    actor = BEHAVIOURS[behaviour](generator, env.horizon)
     observations, actions, rewards, moments, infos = [observation], [], [], [env.snapshot()], [{}]
     done = False
     while not done:
-        action = np.clip(act(len(actions), env), -1, 1)
+        action = np.clip(actor.act(len(actions), env), -1, 1)
         observation, reward, terminated, truncated, info = env.step(action)
         observations.append(observation)
         actions.append(action)
@@ -165,8 +196,12 @@ def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1
         infos.append(info)
         done = terminated or truncated
     succeeded = env.succeeded
-    if behaviour == "expert" and succeeded:
-        progress = np.linspace(0, 1, len(observations))
+    last = len(observations) - 1
+    if succeeded and actor.expert_from is not None and actor.expert_from < last:
+        before = moments[: actor.expert_from + 1]
+        known = _prove(env, before, label_every) if len(before) > 1 else np.zeros(1)
+        env.restore(moments[-1])
+        progress = np.concatenate([known[:-1], np.linspace(known[-1], 1, last + 2 - len(known))])
     else:
         progress = _prove(env, moments, label_every)
     if succeeded:

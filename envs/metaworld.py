@@ -81,8 +81,10 @@ PRECISE = ("assembly-v3", "peg-insert-side-v3", "stick-pull-v3")
 PRETRAINING = tuple(sorted(name for name in metaworld.env_dict.ML45_V3["train"] if name not in PRECISE))
 """The 42 tasks a shipped checkpoint may be trained on."""
 
-VIEWS = ("topview", "corner", "gripperPOV")
-"""The cameras used unless others are named: absolute position, height, and what is between the fingers."""
+VIEWS = ("corner", "behindGripper", "gripperPOV")
+"""The cameras used unless others are named: one that stands still and two on the wrist, as on many robots.
+
+At 64 x 64 pixels the outer cameras show a puck as two or three pixels, and the one above hides it behind the arm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

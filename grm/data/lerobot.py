@@ -50,11 +50,14 @@ class EpisodeWriter:
         sidecar = self.root / _SIDECAR
         return [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
 
-    def append(self, episode: Episode) -> None:
-        """Write one episode whole; when this returns, it is safe on disk.
+    def append(self, *episodes: Episode) -> None:
+        """Write episodes whole; when this returns, they are safe on disk.
 
-        Raises `TraceError` for other views, image sizes, states or actions than the data set's.
+        Several at once cost little more than one: most of the time goes into opening the data set. Raises `TraceError`
+        for other views, image sizes, states or actions than the data set's, before any of them is written.
         """
+        if not episodes:
+            return
         import av.logging
         import datasets
         from lerobot.configs.video import RGBEncoderConfig
@@ -71,21 +74,24 @@ class EpisodeWriter:
                 f"{self.root} holds {count_episodes(self.root)} episodes and {_SIDECAR} tells of {len(self.lines())}; "
                 f"expected a data set that `grm collect` began: choose another folder, or delete it"
             )
+        features, rate = (_features(episodes[0]), round(episodes[0].rate_hz)) if first else _found(self.root)
+        for episode in episodes:
+            _require_fit(self.root, features, rate, episode)
+        longest = max(len(episode) for episode in episodes)  # LeRobot drops frames that do not fit its encoder's queue
         if first:
             dataset = LeRobotDataset.create(
                 f"grm/{self.root.name}",
-                round(episode.rate_hz),
-                _features(episode),
+                rate,
+                features,
                 root=root,
                 robot_type="sawyer",
                 video_backend="pyav",
                 rgb_encoder=encoder,
                 streaming_encoding=True,
                 encoder_threads=1,
-                encoder_queue_maxsize=len(episode),  # LeRobot drops frames that do not fit its queue on a busy machine
+                encoder_queue_maxsize=longest,
             )
         else:
-            _require_fit(self.root, episode)
             self._note()
             dataset = LeRobotDataset.resume(
                 f"grm/{self.root.name}",
@@ -94,35 +100,16 @@ class EpisodeWriter:
                 rgb_encoder=encoder,
                 streaming_encoding=True,
                 encoder_threads=1,
-                encoder_queue_maxsize=len(episode),  # LeRobot drops frames that do not fit its queue on a busy machine
+                encoder_queue_maxsize=longest,
             )
         datasets.disable_progress_bars()  # only now: opening a data set enables them
-        for t in range(len(episode)):
-            dataset.add_frame(
-                {
-                    **{IMAGES + name: images[t] for name, images in episode.views.items()},
-                    "observation.state": episode.state[t],
-                    "action": episode.actions[t],
-                    "next.reward": episode.rewards[t : t + 1],
-                    "next.done": np.array([t >= len(episode) - 2]),
-                    "next.success": episode.success[min(t + 1, len(episode) - 1)][None],
-                    "progress": episode.progress[t : t + 1],
-                    "task": episode.instruction,
-                }
-            )
-        dataset.save_episode()
+        for episode in episodes:
+            for t in range(len(episode)):
+                dataset.add_frame(_row(episode, t))
+            dataset.save_episode()
         dataset.finalize()
-        line = {
-            "task": episode.task,
-            "behaviour": episode.behaviour,
-            "seed": episode.seed,
-            "success": episode.succeeded,
-            "length": len(episode),
-            "rate_hz": episode.rate_hz,
-            "sub_tasks": [asdict(sub_task) for sub_task in episode.sub_tasks],
-        }
         with (root / _SIDECAR).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(_line(episode)) + "\n" for episode in episodes)
         if first:
             root.replace(self.root)
         else:
@@ -264,13 +251,18 @@ def _column(table, key: str, default: float) -> np.ndarray:
     return np.array([np.asarray(value).item() for value in table[key]], np.float32)
 
 
-def _require_fit(root: Path, episode: Episode) -> None:
-    """Raise `TraceError` unless the data set at `root` has this episode's rate, views and columns, in their shapes."""
+def _found(root: Path) -> tuple[dict, int]:
+    """Columns and frames per second of the data set at `root`."""
     info = json.loads((root / "meta" / "info.json").read_text())
-    features, found = _features(episode), info["features"]
-    if info["fps"] != round(episode.rate_hz):
+    return info["features"], info["fps"]
+
+
+def _require_fit(root: Path, found: dict, rate: int, episode: Episode) -> None:
+    """Raise `TraceError` unless the data set at `root` has this episode's rate, views and columns, in their shapes."""
+    features = _features(episode)
+    if rate != round(episode.rate_hz):
         raise TraceError(
-            f"the episode has {round(episode.rate_hz)} frames per second, {root} has {info['fps']}; "
+            f"the episode has {round(episode.rate_hz)} frames per second, {root} has {rate}; "
             f"expected one rate throughout: write it to another folder"
         )
     for key in sorted({*features, *(key for key in found if key.startswith(IMAGES))}):
@@ -280,6 +272,33 @@ def _require_fit(root: Path, episode: Episode) -> None:
                 f"the episode has {key} of shape {shapes[0]}, {root} of {shapes[1]}; "
                 f"expected the same views and sizes throughout: write it to another folder"
             )
+
+
+def _row(episode: Episode, t: int) -> dict:
+    """Frame t, as LeRobot takes it."""
+    return {
+        **{IMAGES + name: images[t] for name, images in episode.views.items()},
+        "observation.state": episode.state[t],
+        "action": episode.actions[t],
+        "next.reward": episode.rewards[t : t + 1],
+        "next.done": np.array([t >= len(episode) - 2]),
+        "next.success": episode.success[min(t + 1, len(episode) - 1)][None],
+        "progress": episode.progress[t : t + 1],
+        "task": episode.instruction,
+    }
+
+
+def _line(episode: Episode) -> dict:
+    """What LeRobot has no column for."""
+    return {
+        "task": episode.task,
+        "behaviour": episode.behaviour,
+        "seed": episode.seed,
+        "success": episode.succeeded,
+        "length": len(episode),
+        "rate_hz": episode.rate_hz,
+        "sub_tasks": [asdict(sub_task) for sub_task in episode.sub_tasks],
+    }
 
 
 def _features(episode: Episode) -> dict:

@@ -123,7 +123,7 @@ def test_an_interruption_begins_once_and_ends_only_if_it_recovers(env):
     env.reset(seed=0)
     marked = np.full(4, 9.0)
     for recover in (True, False):
-        act = _interrupted(lambda generator, env: marked, recover=recover)(np.random.default_rng(0), 100)
+        act = _interrupted(lambda generator, env: marked, recover=recover)(np.random.default_rng(0), 100).act
         disturbed = np.array([(act(step, env) == marked).all() for step in range(100)])
         assert 2 <= disturbed.argmax() <= 40
         assert disturbed.sum() == (disturbed[disturbed.argmax() :].argmin() if recover else 100 - disturbed.argmax())
