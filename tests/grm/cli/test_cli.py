@@ -14,75 +14,20 @@ import torch
 
 from grm import cli
 from grm import train as grm_train
-from grm.data.episodes import Episode
-from grm.data.lerobot import EpisodeWriter, count_episodes, read_episodes
-from grm.data.replay import FILE, read_replay
+from grm.cli import collect, output, train
+from grm.cli.datasets import datasets
+from grm.cli.output import check_output, command_line
+from grm.data.lerobot import count_episodes, read_episodes
+from grm.data.replay import FILE, read_replay, write_replay
 from grm.errors import OutputError
 from grm.models.multiview import GRM
 from grm.train import Trainer, TrainSettings
 
-from ..tiny import square, tiny_grm, tiny_network
+from ...tiny import square, tiny_grm, tiny_network
+from .conftest import contents, grm, write_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COLLECT = ("collect", "--task", "reach", "--views", "corner", "--size", "32", "--horizon", "50")
-
-
-def grm(*arguments: object) -> int:
-    """The command line in this process; returns the exit status."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-@pytest.fixture
-def refused(capsys):
-    """Calls the command line, expects one clear error and status 2, returns the error."""
-
-    def call(*arguments: object) -> str:
-        capsys.readouterr()
-        assert grm(*arguments) == 2
-        said = capsys.readouterr()
-        assert said.err.count("error:") == 1
-        [line] = said.err.splitlines()
-        assert line.startswith("error: ")
-        assert "Traceback" not in said.out + said.err
-        assert "wrote" not in said.out
-        return line
-
-    return call
-
-
-def write_dataset(root: Path, episodes: list[Episode]) -> Path:
-    writer = EpisodeWriter(root)
-    for episode in episodes:
-        writer.append(episode)
-    return root
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    """Two demonstrations around a failure, as `grm collect` would write them. Read-only."""
-    episodes = [square(0), square(1, behaviour="undo"), square(2)]
-    return write_dataset(tmp_path_factory.mktemp("data") / "right", episodes)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    """A checkpoint of random weights. Read-only."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_grm().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def small_networks(monkeypatch):
-    monkeypatch.setattr(cli, "_new_network", lambda seed, backbone: tiny_network(seed))
 
 
 # --- what is wrong with the input -------------------------------------------------------------------------------------
@@ -129,18 +74,18 @@ def test_outputs_that_cannot_be(refused, tmp_path, dataset, tiny, verb):
 
 
 def test_no_space_or_no_right_to_write(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 49_000_000))
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 49_000_000))
     with pytest.raises(OutputError, match="has 49 MB left"):
-        cli.check_output(tmp_path / "out")
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: False)
+        check_output(tmp_path / "out")
+    monkeypatch.setattr(output.os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="is not writable"):
-        cli.check_output(tmp_path / "out")
+        check_output(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_empty_folder_is_as_good_as_none(tmp_path):
-    cli.check_output(tmp_path)
-    cli.check_output(tmp_path / "a" / "b")
+    check_output(tmp_path)
+    check_output(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
 
 
@@ -163,8 +108,8 @@ def test_data_sets_with_other_views_do_not_mix(refused, tmp_path, dataset):
 def test_a_data_set_being_made_is_not_read(tmp_path, dataset):
     shutil.copytree(dataset, tmp_path / "right")
     shutil.copytree(dataset, tmp_path / ".left.first")
-    assert cli._datasets([tmp_path]) == [tmp_path / "right"]
-    assert cli._datasets([tmp_path / "right", tmp_path]) == [tmp_path / "right", tmp_path / "right"]
+    assert datasets([tmp_path]) == [tmp_path / "right"]
+    assert datasets([tmp_path / "right", tmp_path]) == [tmp_path / "right", tmp_path / "right"]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 5.0])
@@ -275,7 +220,7 @@ def test_collect_goes_on_where_it_was(tmp_path, capsys):
         horizon=50,
         label_every=25,
     )
-    steps = cli._collect(settings, "reach-v3", out)
+    steps = collect._collect(settings, "reach-v3", out)
     next(steps)
     steps.close()  # killed after the first of two
     assert count_episodes(out) == 1
@@ -340,7 +285,7 @@ def test_train_resumed_is_as_uninterrupted(tmp_path, dataset, monkeypatch):
     given = ("train", "--data", dataset, "--steps", 4, "--validation", 0.34)
     assert grm(*given, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "SAVE_EVERY", 2)
+        patch.setattr(train, "SAVE_EVERY", 2)
         die_in_step(patch, 4)
         with pytest.raises(Interrupted):
             grm(*given, "--out", tmp_path / "torn")
@@ -384,7 +329,7 @@ def test_train_interrupted_says_how_to_go_on(tmp_path, dataset, monkeypatch, cap
 
 def test_adapt_leaves_the_old_weights_alone(tmp_path, dataset, tiny, capsys):
     source = shutil.copytree(tiny, tmp_path / "source")
-    cli.write_replay(source, [square(9, task="left-v3"), square(10, task="left-v3", behaviour="undo")])
+    write_replay(source, [square(9, task="left-v3"), square(10, task="left-v3", behaviour="undo")])
     before = contents(source)
     out = tmp_path / "out"
     assert grm("adapt", "--data", dataset, "--episode", 2, "--model", source, "--out", out, "--steps", 2) == 0
@@ -416,12 +361,12 @@ def test_adapt_needs_no_labels_and_no_other_episodes(tmp_path, tiny, capsys):
 def test_the_hint_is_the_whole_command(tmp_path):
     out = Path("runs/x y")
     demo = cli.Demo(task="reach", seed=3, rollouts=9, model="a folder/with spaces", out=out, resume=True)
-    assert cli._command_line(demo) == (
+    assert command_line(demo) == (
         "grm demo --task reach --out 'runs/x y' --seed 3 --rollouts 9 --model 'a folder/with spaces' --resume"
     )
-    assert cli._command_line(cli.Demo()) == "grm demo --task hand-insert"
-    collect = cli.Collect(out=Path("set"), task=("reach", "push"), jobs=2)
-    assert cli._command_line(collect) == "grm collect --out set --task reach push --jobs 2"
+    assert command_line(cli.Demo()) == "grm demo --task hand-insert"
+    several = cli.Collect(out=Path("set"), task=("reach", "push"), jobs=2)
+    assert command_line(several) == "grm collect --out set --task reach push --jobs 2"
 
 
 DEMO = ("demo", "--task", "reach", "--evaluation-episodes", 1)

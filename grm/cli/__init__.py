@@ -1,0 +1,51 @@
+"""The composition root: `grm <verb>`. The one package that may import everything, and that nothing imports.
+
+One file per verb. Heavy imports sit inside the commands, so that `grm --help` is quick and one command's dependency is
+not another's.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from rich.markup import escape
+
+from .._layout import check_layout
+from ..errors import GrmError
+from .adapt import Adapt
+from .collect import Collect
+from .demo import Demo
+from .doctor import Doctor
+from .terminal import complaints, console
+from .train import Train
+
+__all__ = ["Adapt", "Collect", "Command", "Demo", "Doctor", "Train", "main"]
+
+Command = (
+    Annotated[Collect, tyro.conf.subcommand("collect")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Adapt, tyro.conf.subcommand("adapt")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `grm` console script."""
+    command = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[Command],
+        args=arguments,
+        prog="grm",
+        description="General Reward Models for robots.",
+    )
+    try:
+        check_layout()
+        command.run()
+    except GrmError as error:
+        # Escaped, because a message may hold brackets; on one line, because it may hold a path.
+        complaints.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; what is finished is on disk: run the same command again to go on")
+        sys.exit(130)
