@@ -1,0 +1,164 @@
+"""How far two independent sets of perturbed provers disagree about the same state: the noise of the labels of progress.
+
+A label is the median of three provers, the first of them clean, in units of the same three provers' median at reset.
+Here a second label is made of three others, all perturbed, and both are compared where a learner strays: on scripted
+behaviours off the demonstration of the held-out tasks and of some training tasks. Whoever knew the expected label
+would still score no more than the noise allows.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from rich.progress import track
+
+from envs.experts import OFF_DEMONSTRATION, record
+from envs.metaworld import HELD_OUT, PRECISE, PRETRAINING, MetaWorldEnv, ScriptedPolicy, SimulatorState
+from grm.metrics import expected_interval, spearman
+
+from .results import write_result
+
+FIRST_SEED = 700_000
+ACTION_REPEAT = 4
+SETS = ((0, 1, 2), (3, 4, 5))
+"""Prover seeds of the label as it is made everywhere, and of the independent one."""
+NOISE = 0.15
+"""Standard deviation of a prover's action noise, as in `MetaWorldEnv.time_to_go`."""
+LONGEST = 300
+"""Control steps a prover may take from reset, as in `MetaWorldEnv.time_to_go`."""
+
+
+class Moments(NamedTuple):
+    """Some states of one episode, and how it began."""
+
+    start: SimulatorState
+    states: list[SimulatorState]
+
+
+def moments(env: MetaWorldEnv, behaviour: str, seed: int, picked: Sequence[float]) -> Moments:
+    """One episode of the behaviour, kept at these fractions of its length."""
+    episode = record(env, behaviour, seed=seed, label_every=1_000_000)
+    env.reset(seed=seed)
+    every = [env.snapshot()]
+    for action in episode.actions[:-1]:
+        env.step(action)
+        every.append(env.snapshot())
+    last = len(every) - 1
+    return Moments(every[0], [every[t] for t in sorted({round(f * last) for f in picked})])
+
+
+def prover_time(env: MetaWorldEnv, state: SimulatorState, prover: int, limit: int) -> float:
+    """Control steps the prover of this number needs; inf where it fails. Number 0 runs clean.
+
+    `env` takes one control step per decision. The same as one entry of `MetaWorldEnv.time_to_go`.
+    """
+    env.restore(state)
+    if env.succeeded:
+        return 0.0
+    policy, generator = ScriptedPolicy(env.task), np.random.default_rng(prover)
+    for step in range(1, limit + 1):
+        action = policy(env.raw_state) + (prover > 0) * generator.normal(0, NOISE, 4)
+        _, _, success, _, _ = env.step(np.clip(action, -1, 1))
+        if success:
+            return float(step)
+    return float("inf")
+
+
+def labels_of(
+    times: Float[np.ndarray, "states provers"], references: Float[np.ndarray, " provers"], horizon: int
+) -> Float[np.ndarray, " states"]:
+    """Φ = 1 - median time-to-go / median time at reset, clipped; `horizon` where most fail at reset. All in one unit."""
+    reference = float(np.median(references))
+    if not np.isfinite(reference):
+        reference = float(horizon)
+    return np.clip(1 - np.median(times, axis=1) / reference, 0, 1)
+
+
+def label_twice(
+    env: MetaWorldEnv, episode: Moments, horizon: int
+) -> tuple[Float[np.ndarray, "sets states"], Float[np.ndarray, " states"]]:
+    """The label by each set, and the one by the median of all provers together."""
+    provers = sorted(number for numbers in SETS for number in numbers)
+    references = np.array([prover_time(env, episode.start, k, LONGEST) for k in provers])
+    known = [float(np.median(references[list(numbers)])) for numbers in SETS]
+    limit = int(max(horizon if np.isinf(reference) else reference for reference in known))  # beyond it is 0 anyway
+    times = np.array([[prover_time(env, state, k, limit) for k in provers] for state in episode.states])
+    labels = [labels_of(times[:, list(numbers)], references[list(numbers)], horizon) for numbers in SETS]
+    return np.array(labels), labels_of(times, references, horizon)
+
+
+def jitter(labels: Float[np.ndarray, " t"]) -> float:
+    """Mean |second difference| of consecutive labels: 0 for any steady progress."""
+    return float(np.abs(np.diff(labels, n=2)).mean())
+
+
+def measure(task: str, *, episodes: int, states: int, frames: int, first: int) -> dict[str, object]:
+    """The task's row: `states` of each of `episodes` episodes, then `frames` consecutive ones of one more."""
+    env = MetaWorldEnv(task, horizon=50, action_repeat=ACTION_REPEAT)
+    prover = MetaWorldEnv(task, horizon=1_000_000, action_repeat=1)
+    horizon = env.horizon * ACTION_REPEAT
+    pairs = []
+    for index in range(episodes):
+        behaviour = OFF_DEMONSTRATION[(first + index) % len(OFF_DEMONSTRATION)]
+        kept = moments(env, behaviour, FIRST_SEED + index, np.linspace(0.1, 1, states).tolist())
+        pairs.append(label_twice(prover, kept, horizon)[0])
+    ours, others = np.concatenate(pairs, axis=1)
+    kept = moments(env, "noisy", FIRST_SEED + episodes, np.linspace(0, 1, 51).tolist())
+    middle = max(0, (len(kept.states) - frames) // 2)
+    along, all_provers = label_twice(prover, Moments(kept.start, kept.states[middle : middle + frames]), horizon)
+    env.close()
+    prover.close()
+    return {
+        "task": task,
+        "states": len(ours),
+        "mae": float(np.abs(ours - others).mean()),
+        "spearman": spearman(ours, others),
+        "at_zero": float((ours == 0).mean()),
+        "one_at_zero": float(((ours == 0) != (others == 0)).mean()),
+        "differ_by_0.2": float((np.abs(ours - others) > 0.2).mean()),
+        "mean_difference": float((others - ours).mean()),
+        "jitter": float(np.mean([jitter(labels) for labels in along])),
+        "jitter_all_provers": jitter(all_provers),
+        "mae_along": float(np.abs(along[0] - along[1]).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE, *PRETRAINING[2::4]])
+    parser.add_argument("--episodes", type=int, default=5, help="per task, each of another behaviour")
+    parser.add_argument("--states", type=int, default=4, help="per episode")
+    parser.add_argument("--frames", type=int, default=10, help="consecutive ones of one noisy episode, for the jitter")
+    options = parser.parse_args()
+
+    rows = [
+        measure(
+            task,
+            episodes=options.episodes,
+            states=options.states,
+            frames=options.frames,
+            first=place * options.episodes,
+        )
+        for place, task in enumerate(track(options.tasks, "label noise"))
+    ]
+    summary = {}
+    for split, tasks in (("", options.tasks), ("held_out_", (*HELD_OUT, *PRECISE)), ("training_", PRETRAINING)):
+        for key in (key for key in rows[0] if key not in ("task", "states")):
+            values = np.array([row[key] for row in rows if row["task"] in tasks], dtype=float)
+            known = values[np.isfinite(values)]  # a task whose labels are all equal orders nothing
+            if len(known):
+                summary[split + key] = expected_interval(known, np.random.default_rng(0))
+    # Spearman 1904: two equally noisy measurements agree at r, and the truth with one of them at the root of r.
+    summary["spearman_ceiling"] = float(np.sqrt(max(0.0, summary["spearman"].value)))
+    for row in rows:
+        print("  ".join(f"{v:6.3f}" if isinstance(v, float) else f"{v!s:>20}" for v in row.values()))
+    print("  ".join(rows[0]))
+    ordered = sum(np.isfinite(float(str(row["spearman"]))) for row in rows)
+    rows = [{k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
+    print(write_result("label_noise", summary, seeds=[FIRST_SEED], rows=rows, tasks=len(rows), tasks_ordered=ordered))
+
+
+if __name__ == "__main__":
+    main()
