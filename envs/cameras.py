@@ -8,7 +8,7 @@ mesh vertices closer than a centimetre, which small pictures cannot show; `faith
 import atexit
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -101,6 +101,8 @@ class Cameras:
                 f"{found}; expected at least one, each once, of {', '.join(names) or '(the model has none)'}"
             )
         self.views = tuple(views)
+        self.decorate: Callable[[mujoco.MjvScene], None] | None = None
+        """Called with the scene before each picture: may add geoms that only the cameras see."""
         self._env = inner
         buffer = model.vis.global_
         before = model.vis.quality.offsamples, buffer.offwidth, buffer.offheight
@@ -139,6 +141,8 @@ class Cameras:
         images = {}
         for view in self.views:
             self._renderer.update_scene(self._env.data, camera=view)
+            if self.decorate is not None:
+                self.decorate(self._renderer.scene)
             images[view] = self._renderer.render().copy()
         return images
 
