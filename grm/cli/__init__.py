@@ -14,18 +14,22 @@ from rich.markup import escape
 from .._layout import check_layout
 from ..errors import GrmError
 from .adapt import Adapt
+from .audit import Audit
 from .collect import Collect
 from .demo import Demo
 from .doctor import Doctor
+from .evaluate import Evaluate
 from .terminal import complaints, console
 from .train import Train
 
-__all__ = ["Adapt", "Collect", "Command", "Demo", "Doctor", "Train", "main"]
+__all__ = ["Adapt", "Audit", "Collect", "Command", "Demo", "Doctor", "Evaluate", "Train", "main"]
 
 Command = (
     Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Adapt, tyro.conf.subcommand("adapt")]
+    | Annotated[Audit, tyro.conf.subcommand("audit")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
