@@ -33,6 +33,7 @@ LONGEST = 300
 class Moments(NamedTuple):
     """Some states of one episode, and how it began."""
 
+    seed: int
     start: SimulatorState
     states: list[SimulatorState]
 
@@ -46,7 +47,7 @@ def moments(env: MetaWorldEnv, behaviour: str, seed: int, picked: Sequence[float
         env.step(action)
         every.append(env.snapshot())
     last = len(every) - 1
-    return Moments(every[0], [every[t] for t in sorted({round(f * last) for f in picked})])
+    return Moments(seed, every[0], [every[t] for t in sorted({round(f * last) for f in picked})])
 
 
 def prover_time(env: MetaWorldEnv, state: SimulatorState, prover: int, limit: int) -> float:
@@ -69,7 +70,7 @@ def prover_time(env: MetaWorldEnv, state: SimulatorState, prover: int, limit: in
 def labels_of(
     times: Float[np.ndarray, "states provers"], references: Float[np.ndarray, " provers"], horizon: int
 ) -> Float[np.ndarray, " states"]:
-    """Φ = 1 - median time-to-go / median time at reset, clipped; `horizon` where most fail at reset. All in one unit."""
+    """Φ = 1 - median time-to-go / median time at reset, clipped; `horizon` where most fail at reset, in one unit."""
     reference = float(np.median(references))
     if not np.isfinite(reference):
         reference = float(horizon)
@@ -80,6 +81,7 @@ def label_twice(
     env: MetaWorldEnv, episode: Moments, horizon: int
 ) -> tuple[Float[np.ndarray, "sets states"], Float[np.ndarray, " states"]]:
     """The label by each set, and the one by the median of all provers together."""
+    env.reset(seed=episode.seed)  # some of Meta-World's goals follow the scene and are in no snapshot
     provers = sorted(number for numbers in SETS for number in numbers)
     references = np.array([prover_time(env, episode.start, k, LONGEST) for k in provers])
     known = [float(np.median(references[list(numbers)])) for numbers in SETS]
@@ -107,7 +109,7 @@ def measure(task: str, *, episodes: int, states: int, frames: int, first: int) -
     ours, others = np.concatenate(pairs, axis=1)
     kept = moments(env, "noisy", FIRST_SEED + episodes, np.linspace(0, 1, 51).tolist())
     middle = max(0, (len(kept.states) - frames) // 2)
-    along, all_provers = label_twice(prover, Moments(kept.start, kept.states[middle : middle + frames]), horizon)
+    along, all_provers = label_twice(prover, kept._replace(states=kept.states[middle : middle + frames]), horizon)
     env.close()
     prover.close()
     return {
@@ -155,7 +157,7 @@ def main() -> None:
     for row in rows:
         print("  ".join(f"{v:6.3f}" if isinstance(v, float) else f"{v!s:>20}" for v in row.values()))
     print("  ".join(rows[0]))
-    ordered = sum(np.isfinite(float(str(row["spearman"]))) for row in rows)
+    ordered = sum(not np.isnan(float(str(row["spearman"]))) for row in rows)
     rows = [{k: "" if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()} for row in rows]
     print(write_result("label_noise", summary, seeds=[FIRST_SEED], rows=rows, tasks=len(rows), tasks_ordered=ordered))
 
