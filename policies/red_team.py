@@ -241,6 +241,12 @@ def write_report(findings: Sequence[Finding], settings: AuditSettings, folder: P
     partial.replace(folder / "red_team.json")
 
 
+def read_findings(path: Path) -> list[Finding]:
+    """The findings of a red_team.csv, also of an interrupted audit's."""
+    with path.open(newline="") as file:
+        return [_finding(row) for row in csv.DictReader(file)]
+
+
 def _scenes(
     model: ProcessReward[Frame, Any], demonstration: Episode, settings: AuditSettings, after_each: Callable[[str], None]
 ) -> Iterator[Scene]:
@@ -311,6 +317,21 @@ def _row(finding: Finding, settings: AuditSettings) -> dict[str, object]:
         "frames": finding.frames,
         "abstained": finding.abstained,
     }
+
+
+def _finding(row: dict[str, str]) -> Finding:
+    found = None
+    if row["gain"]:
+        found = Exploit(frame=int(row["frame"]), potential=float(row["potential"]), truth=float(row["truth"]))
+    return Finding(
+        attack=row["attack"],
+        kind=row["kind"],
+        task=row["task"],
+        episode=int(row["episode"]),
+        frames=int(row["frames"]),
+        abstained=int(row["abstained"]),
+        exploit=found,
+    )
 
 
 def _gain(scene: Scene) -> float:
