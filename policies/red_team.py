@@ -19,6 +19,7 @@ from envs.experts import demonstrations
 from envs.metaworld import VIEWS, MetaWorldEnv
 from grm.audit import (
     CAMERA_ATTACKS,
+    AttackSummary,
     CameraAttack,
     Exploit,
     Finding,
@@ -201,17 +202,18 @@ def attack(
                 known = scenes.get(scene.finding.attack)
                 if known is None or _gain(scene) > _gain(known):
                     scenes[scene.finding.attack] = scene
-        write_report(findings, settings, folder, about or {})
+        top = write_report(findings, settings, folder, about or {})
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}); choose another output folder") from error
-    top = worst(summarize(findings))
     if top is not None:
         _draw(scenes[top.attack], folder / "worst.png")
     return findings
 
 
-def write_report(findings: Sequence[Finding], settings: AuditSettings, folder: Path, about: dict[str, object]) -> None:
-    """red_team.json: the settings, a flat summary, and one row per attack, the worst first."""
+def write_report(
+    findings: Sequence[Finding], settings: AuditSettings, folder: Path, about: dict[str, object]
+) -> AttackSummary | None:
+    """red_team.json: the settings, a flat summary, and one row per attack, the worst first, which is returned."""
     summaries = summarize(findings)
     top = worst(summaries)
     gains = {name: s.gain for name, s in summaries.items() if s.gain is not None}
@@ -239,6 +241,7 @@ def write_report(findings: Sequence[Finding], settings: AuditSettings, folder: P
     partial = folder / "red_team.json.partial"
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     partial.replace(folder / "red_team.json")
+    return top
 
 
 def read_findings(path: Path) -> list[Finding]:

@@ -13,7 +13,7 @@ from grm.models.oracle import Oracle
 from policies import red_team
 from policies.red_team import AuditSettings, attack, read_findings
 
-SETTINGS = AuditSettings(task="reach-v3", episodes=2, rollouts=2)
+SETTINGS = AuditSettings(task="reach-v3", episodes=1)
 VIEWS = ("corner", "gripperPOV")
 
 
@@ -37,8 +37,8 @@ def audited(demonstration, tmp_path_factory):
 def test_every_attack_is_made_on_every_episode(audited):
     findings, _, reported = audited
     summaries = summarize(findings)
-    assert set(summaries) == {*ATTACKS, *CAMERA_ATTACKS, "skip-to-best", "paraphrase", "untouched", "learner"}
-    assert {s.episodes + s.unjudged for s in summaries.values()} == {2}
+    assert set(summaries) == {*ATTACKS, *CAMERA_ATTACKS, "skip-to-best", "paraphrase", "untouched"}
+    assert {s.episodes + s.unjudged for s in summaries.values()} == {1}
     assert len(reported) == SETTINGS.total
 
 
@@ -54,8 +54,20 @@ def test_an_enthusiast_gains_all_that_is_not_true(audited):
     assert untold <= {"drop-camera"}
     backwards = [f.exploit.truth for f in findings if f.attack == "play-backwards"]
     forwards = [f.exploit.truth for f in findings if f.attack == "untouched"]
-    assert forwards == [0, 0]
+    assert forwards == [0]
     assert max(backwards) > 0, "the first frame shown is the last recorded, and its truth is that one's"
+
+
+@pytest.mark.slow
+def test_a_learner_is_one_of_them(demonstration, tmp_path):
+    reported = []
+    settings = AuditSettings(task="reach-v3", episodes=1, rollouts=7)
+    judge = Oracle(lambda frame: min(1.0, frame.time))
+    findings = attack(judge, demonstration, settings, tmp_path, after_each=reported.append)
+    learned = [f for f in findings if f.attack == "learner"]
+    assert [f.episode for f in learned] == [3, 4, 5, 6, 7], "the last ones"
+    assert reported.count("learner") == 7
+    assert len(reported) == settings.total
 
 
 def test_what_is_written(audited):
