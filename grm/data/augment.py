@@ -148,8 +148,8 @@ def _colour(images: np.ndarray, settings: Augmentation, generator: np.random.Gen
     linear_t, bias_t = (torch.from_numpy(value.astype(np.float32)) for value in (linear, bias))
     for e in range(count):  # one at a time: what stays in the cache takes half as long
         pixels = torch.from_numpy(images[e]).view(moments * views, height * width, 3).float().transpose(1, 2)
-        alike = (value[e].repeat(moments, 1, 1) for value in (bias_t, linear_t))
-        torch.baddbmm(*alike, pixels, out=result[e].view(pixels.shape))
+        bias_e, linear_e = bias_t[e].repeat(moments, 1, 1), linear_t[e].repeat(moments, 1, 1)
+        torch.baddbmm(bias_e, linear_e, pixels, out=result[e].view(pixels.shape))
     return result.view(count, moments, views, 3, height, width)
 
 
