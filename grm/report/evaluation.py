@@ -133,7 +133,7 @@ def _panel(panel: Panel) -> str:
         f'<rect width="{SIDE}" height="{SIDE}" fill="none" stroke="#888"/>',
         f'<text x="{half}" y="-8" text-anchor="middle" font-weight="bold">{html.escape(panel.title)}</text>',
         f'<text x="{half}" y="{SIDE + 30}" text-anchor="middle">{panel.x}</text>',
-        f'<text transform="translate(-28 {half}) rotate(-90)" text-anchor="middle">{panel.y}</text>',
+        f'<text transform="translate(-34 {half}) rotate(-90)" text-anchor="middle">{panel.y}</text>',
     ]
     for share in (0, 0.5, 1):
         parts.append(f'<text x="{share * SIDE}" y="{SIDE + 14}" text-anchor="middle">{share:g}</text>')
