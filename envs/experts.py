@@ -4,6 +4,7 @@ A learner visits what no expert shows. So beside the expert there are behaviours
 undo and recover; the prover's time-to-go labels every frame of them, on or off the demonstration.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from grm.data.episodes import Episode, SubTask
 from grm.errors import TaskError, TraceError
 
+from .appearance import Appearance
 from .cameras import PIXELS
 from .metaworld import MetaWorldEnv, ScriptedPolicy
 
@@ -109,7 +111,7 @@ def _near_miss(generator: np.random.Generator, horizon: int) -> Actor:
 def _misplaced(generator: np.random.Generator, horizon: int) -> Actor:
     """The expert acting as if object or goal were where another instance has them: what a memorised motion does."""
     shifts = generator.uniform(-0.2, 0.2, (2, 3)) * (1, 1, 0)
-    return _beside(*(shifts * [[1], [generator.random() < 0.5]]), generator)
+    return _beside(shifts[0], shifts[1] * (generator.random() < 0.5), generator)
 
 
 def _above(generator: np.random.Generator, horizon: int) -> Actor:
@@ -170,17 +172,27 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
 OFF_DEMONSTRATION = tuple(name for name in BEHAVIOURS if name != "expert")
 
 
-def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1) -> Episode:
+def record(
+    env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1, look: Appearance | None = None
+) -> Episode:
     """Run one behaviour on the instance of `seed` and label every frame with its true progress.
 
     An expert's successful run is its own label (time left over time taken), also that of one who took over half-way.
     Everything else asks the prover every `label_every` frames and at the end, and interpolates between. Reproducible:
-    `seed` fixes instance and behaviour.
+    `seed` fixes instance and behaviour. `look` is what the scene looks like meanwhile; plain unless given.
 
     Raises `TaskError` for an unknown behaviour.
     """
     if behaviour not in BEHAVIOURS:
         raise TaskError(f"unknown behaviour {behaviour!r}; expected one of {', '.join(BEHAVIOURS)}")
+    with contextlib.ExitStack() as worn:
+        if look is not None:
+            look.apply(env)
+            worn.callback(look.undo, env)
+        return _record(env, behaviour, seed, label_every)
+
+
+def _record(env: MetaWorldEnv, behaviour: str, seed: int, label_every: int) -> Episode:
     generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
     observation, _ = env.reset(seed=seed)
     actor = BEHAVIOURS[behaviour](generator, env.horizon)
@@ -230,11 +242,16 @@ def record(env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1
     )
 
 
-def demonstrations(env: MetaWorldEnv, count: int, *, seed: int) -> Iterator[Episode]:
-    """Successful expert episodes on fresh instances. Raises `TraceError` if the expert fails ten times running."""
+def demonstrations(
+    env: MetaWorldEnv, count: int, *, seed: int, look: Callable[[int], Appearance | None] = lambda seed: None
+) -> Iterator[Episode]:
+    """Successful expert episodes on fresh instances; `look` gives each seed its appearance.
+
+    Raises `TraceError` if the expert fails ten times running.
+    """
     failures = 0
     while count > 0:
-        episode = record(env, "expert", seed=seed)
+        episode = record(env, "expert", seed=seed, look=look(seed))
         seed += 1
         failures = 0 if episode.succeeded else failures + 1
         if episode.succeeded:

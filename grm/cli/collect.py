@@ -1,14 +1,21 @@
 """`grm collect`: scripted behaviours to labelled data sets."""
 
+import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 from rich.markup import escape
 
+from ..data.episodes import Episode
 from ..errors import OutputError
 from .terminal import console, progress_bar
+
+_BATCH = 12
+"""Episodes written at once, and at most lost with a killed run; opening a data set costs as much as recording one."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Collect:
     """Successful expert episodes per task."""
     off_demonstration: int = 0
     """Episodes per task that fail, stall, detour, undo or recover, each behaviour in turn."""
-    views: tuple[str, ...] = ("topview", "corner", "gripperPOV")
+    views: tuple[str, ...] = ("corner", "behindGripper", "gripperPOV")
     """Cameras."""
     size: int = 64
     """Image height and width in pixels."""
@@ -33,6 +40,8 @@ class Collect:
     """Control steps of 12.5 ms per decision, and so per recorded frame."""
     label_every: int = 1
     """Ask the prover at every n-th frame of an episode off the demonstration, and interpolate between."""
+    appearance: float = 0.0
+    """Share of episodes in a look of their own: cameras, lights, colours, textures and distractors drawn at random."""
     seed: int = 0
     """First instance; experts count up from it, the others from a million more."""
     jobs: int = 1
@@ -47,32 +56,38 @@ class Collect:
         tasks = list(dict.fromkeys(named))
         roots = {name: self.out / name if len(tasks) > 1 else self.out for name in tasks}
         total = self.episodes + self.off_demonstration
+        began, states, episodes = time.perf_counter(), 0, 0
         with progress_bar() as progress:
             bar = progress.add_task("collecting", total=total * len(tasks))
             if self.jobs == 1 or len(tasks) == 1:
                 for name, root in roots.items():
                     progress.update(bar, description=name)
-                    for _ in _collect(self, name, root):
+                    for length in _collect(self, name, root):
+                        states, episodes = states + length, episodes + (length > 0)
                         progress.advance(bar)
             else:
                 with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
                     futures = {pool.submit(_collect_all, self, name, root): name for name, root in roots.items()}
                     for future in as_completed(futures):
-                        future.result()
+                        lengths = future.result()
+                        states, episodes = states + sum(lengths), episodes + sum(length > 0 for length in lengths)
                         progress.update(bar, advance=total, description=futures[future])
+        seconds = time.perf_counter() - began
+        cost = f"; {1000 * seconds * self.jobs / states:.1f} ms of a process per state" if states else ""
         console.print(
-            f"wrote {total * len(tasks)} episodes of {len(tasks)} task(s) to [bold]{escape(str(self.out))}[/bold]",
+            f"wrote {episodes} episodes of {len(tasks)} task(s) with {states} labelled states to "
+            f"[bold]{escape(str(self.out))}[/bold], which now has {total * len(tasks)} episodes{cost}",
             soft_wrap=True,
         )
 
 
-def _collect_all(settings: Collect, task: str, root: Path) -> None:
-    for _ in _collect(settings, task, root):
-        pass
+def _collect_all(settings: Collect, task: str, root: Path) -> list[int]:
+    return list(_collect(settings, task, root))
 
 
-def _collect(settings: Collect, task: str, root: Path):
-    """Append the episodes that are still missing, one at a time; yields after each, written before or now."""
+def _collect(settings: Collect, task: str, root: Path) -> Iterator[int]:
+    """Append the episodes that are missing; yields for each its number of frames, 0 for one that was there before."""
+    from envs.appearance import Appearance
     from envs.experts import OFF_DEMONSTRATION, demonstrations, record
     from envs.metaworld import MetaWorldEnv
 
@@ -87,7 +102,7 @@ def _collect(settings: Collect, task: str, root: Path):
         )
     experts = [line for line in written if line["behaviour"] == "expert"]
     others = [line for line in written if line["behaviour"] != "expert"]
-    yield from written
+    yield from (0 for _ in written)
     env = MetaWorldEnv(
         task,
         views=settings.views,
@@ -96,13 +111,27 @@ def _collect(settings: Collect, task: str, root: Path):
         horizon=settings.horizon,
         action_repeat=settings.action_repeat,
     )
-    seed = experts[-1]["seed"] + 1 if experts else settings.seed
-    for episode in demonstrations(env, settings.episodes - len(experts), seed=seed):
-        writer.append(episode)
-        yield
-    for index in range(len(others), settings.off_demonstration):
-        behaviour = OFF_DEMONSTRATION[index % len(OFF_DEMONSTRATION)]
-        seed = settings.seed + 1_000_000 + index
-        writer.append(record(env, behaviour, seed=seed, label_every=settings.label_every))
-        yield
-    env.close()
+    first = experts[-1]["seed"] + 1 if experts else settings.seed
+
+    def look(seed: int) -> Appearance | None:
+        generator = np.random.default_rng([seed, 1])
+        return Appearance.draw(generator) if generator.random() < settings.appearance else None
+
+    def missing() -> Iterator[Episode]:
+        yield from demonstrations(env, settings.episodes - len(experts), seed=first, look=look)
+        for index in range(len(others), settings.off_demonstration):
+            behaviour = OFF_DEMONSTRATION[index % len(OFF_DEMONSTRATION)]
+            seed = settings.seed + 1_000_000 + index
+            yield record(env, behaviour, seed=seed, label_every=settings.label_every, look=look(seed))
+
+    waiting: list[Episode] = []
+    try:
+        for episode in missing():
+            waiting.append(episode)
+            if len(waiting) == _BATCH:
+                writer.append(*waiting)
+                waiting.clear()
+            yield len(episode)
+    finally:  # an interruption loses nothing that was recorded
+        writer.append(*waiting)
+        env.close()
