@@ -173,13 +173,19 @@ OFF_DEMONSTRATION = tuple(name for name in BEHAVIOURS if name != "expert")
 
 
 def record(
-    env: MetaWorldEnv, behaviour: str, *, seed: int, label_every: int = 1, look: Appearance | None = None
+    env: MetaWorldEnv,
+    behaviour: str,
+    *,
+    seed: int,
+    label_every: int = 1,
+    provers: int = 3,
+    look: Appearance | None = None,
 ) -> Episode:
     """Run one behaviour on the instance of `seed` and label every frame with its true progress.
 
     An expert's successful run is its own label (time left over time taken), also that of one who took over half-way.
-    Everything else asks the prover every `label_every` frames and at the end, and interpolates between. Reproducible:
-    `seed` fixes instance and behaviour. `look` is what the scene looks like meanwhile; plain unless given.
+    Everything else asks `provers` provers every `label_every` frames and at the end, and interpolates between.
+    Reproducible: `seed` fixes instance and behaviour. `look` is how the scene looks meanwhile; plain unless given.
 
     Raises `TaskError` for an unknown behaviour.
     """
@@ -189,10 +195,10 @@ def record(
         if look is not None:
             look.apply(env)
             worn.callback(look.undo, env)
-        return _record(env, behaviour, seed, label_every)
+        return _record(env, behaviour, seed, label_every, provers)
 
 
-def _record(env: MetaWorldEnv, behaviour: str, seed: int, label_every: int) -> Episode:
+def _record(env: MetaWorldEnv, behaviour: str, seed: int, label_every: int, provers: int) -> Episode:
     generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
     observation, _ = env.reset(seed=seed)
     actor = BEHAVIOURS[behaviour](generator, env.horizon)
@@ -211,11 +217,11 @@ def _record(env: MetaWorldEnv, behaviour: str, seed: int, label_every: int) -> E
     last = len(observations) - 1
     if succeeded and actor.expert_from is not None and actor.expert_from < last:
         before = moments[: actor.expert_from + 1]
-        known = _prove(env, before, label_every) if len(before) > 1 else np.zeros(1)
+        known = _prove(env, before, label_every, provers) if len(before) > 1 else np.zeros(1)
         env.restore(moments[-1])
         progress = np.concatenate([known[:-1], np.linspace(known[-1], 1, last + 2 - len(known))])
     else:
-        progress = _prove(env, moments, label_every)
+        progress = _prove(env, moments, label_every, provers)
     if succeeded:
         progress[-1] = 1.0
     success = np.zeros(len(observations), bool)
@@ -264,13 +270,13 @@ def demonstrations(
             )
 
 
-def _prove(env: MetaWorldEnv, moments: Sequence, every: int) -> Float[np.ndarray, " t"]:
+def _prove(env: MetaWorldEnv, moments: Sequence, every: int, provers: int) -> Float[np.ndarray, " t"]:
     """True progress at every moment, asked of the prover at every `every`-th and the last, interpolated between."""
     asked = sorted({*range(0, len(moments), every), len(moments) - 1})
     known = []
     for index in asked:
         env.restore(moments[index])
-        known.append(env.true_progress())
+        known.append(env.true_progress(provers=provers))
     env.restore(moments[-1])
     return np.interp(np.arange(len(moments)), asked, known)
 

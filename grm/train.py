@@ -1,10 +1,12 @@
 """One readable loop that trains a GRM, from scratch on many tasks or on one demonstration of a new one.
 
-A step draws episodes, a few hop-balanced frames of each, and asks the hop head about *all* ordered pairs among them and
-about both anchors: every frame is encoded once and used in many questions. References are swapped only within a task:
-the initial frame may come from another episode, the goal comes from another one whenever there is one, so the model
-learns that a goal is an example of done and never this clip's own end. The schedule is a function of (seed, step)
-alone, so a resumed run draws what an uninterrupted one would have.
+A step draws a few tasks, a few episodes of each and a few hop-balanced frames of every episode, and asks the hop heads
+about *all* ordered pairs among them and about both anchors: every frame is encoded once and used in many questions,
+also as another episode's initial frame or goal. References are swapped only within a task: the initial frame may come
+from another episode, the goal comes from another one whenever there is one, so the model learns that a goal is an
+example of done and never this clip's own end. Reversed, frozen and shuffled clips are among all ordered pairs; another
+task's goal or instruction makes every potential of an episode 0. The schedule is a function of (seed, step) alone, so
+a resumed run draws what an uninterrupted one would have.
 """
 
 import itertools
@@ -20,8 +22,10 @@ import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from .data.augment import Augmentation, augment, broken_pictures
 from .data.episodes import Episode
 from .data.pairs import BalancedPairs, hops_of_pairs
 from .errors import CheckpointError, DivergedError, TraceError
@@ -31,53 +35,67 @@ from .models.multiview import GRM, MultiViewNetwork
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything the loop depends on besides data and network."""
+    """Everything the loop depends on besides data, network and augmentation."""
 
     steps: int = 3000
     """Gradient steps."""
-    episodes_per_step: int = 16
+    tasks_per_step: int = 6
+    episodes_per_task: int = 3
+    """Drawn for each task of a step; the first of them is a success wherever the task has one."""
     frames_per_episode: int = 8
-    """Frames drawn from each; every ordered pair among them is a training pair."""
+    """Drawn from each, the first and the last among them; every ordered pair of them is a training pair."""
     learning_rate: float = 1e-3
     """Peak, after a short warm-up; it falls to zero by a cosine."""
     weight_decay: float = 0.05
     seed: int = 0
-    view_dropout: float = 0.15
-    """Chance that an episode of a batch loses a view; at least one stays."""
     goal_dropout: float = 0.1
     """Chance that an episode of a batch has no goal."""
     swap_initial: float = 0.5
     """Chance that the initial frame is another episode's of the same task."""
-    shift: int = 3
-    """Largest random shift of a view in pixels, one per episode and view."""
+    mismatch: float = 0.15
+    """Chance that an episode gets another task's goal, instruction or both, and with it a potential of 0 throughout."""
+    word_dropout: float = 0.15
+    """Chance that a word of the instruction is left out."""
+    ranking: float = 0.2
+    """Weight of ranking frames of different episodes of a task by how far along they are."""
+    privileged: float = 0.5
+    """Weight of naming the simulator's state, where episodes have one: it tells the encoder what to look at."""
+    bootstrap: float = 0.3
+    """Share of the episodes that a member of the ensemble never learns from."""
+    train_encoder: bool = True
     bfloat16: bool = False
     """Run the encoder in bfloat16: a step took 0.6 of the time on a CPU with AMX; slower on CPUs without."""
     focus: float = 0.0
-    """Share of each batch drawn from the first task alone: the demonstration's, when adapting with replay."""
+    """Share of a step's tasks that are the first episode's: the demonstration's, when adapting with replay."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trace:
-    """An episode as the loop needs it: images (t, v, h, w, 3), labels, pairs."""
+    """An episode as the loop needs it: images by view (t, h, w, 3), labels, pairs."""
 
     task: str
     instruction: str
-    names: tuple[str, ...]
-    images: np.ndarray
+    views: dict[str, np.ndarray]
     potential: np.ndarray
     success: np.ndarray
+    state: np.ndarray
     pairs: BalancedPairs
+    members: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """One step's draw: E episodes of K frames, after them E initial and E goal frames, of V views."""
+    """One step's draw: E episodes of K frames of V views, those of one task side by side."""
 
-    images: Tensor  # (E, K + 2, V, 3, h, w) in [0, 1]
-    present: Tensor  # (E, K + 2, V)
-    potential: np.ndarray  # (E, K)
+    images: np.ndarray  # (E, K, V, h, w, 3)
+    potential: np.ndarray  # (E, K); 0 throughout where goal or instruction are another task's
     success: np.ndarray  # (E, K)
-    has_goal: np.ndarray  # (E,)
+    state: np.ndarray  # (E, K, S), standardised; NaN where there is none
+    initial: np.ndarray  # (E,) which of the E * K frames is the initial one
+    goal: np.ndarray  # (E,) which of them is the goal; -1 for none
+    matched: np.ndarray  # (E,) whether goal and instruction are the task's own
+    members: np.ndarray  # (E, M) which heads learn from the episode
+    task: np.ndarray  # (E,) number of the task
     instructions: list[str]
     names: tuple[str, ...]
 
@@ -88,42 +106,70 @@ class Trainer:
     Raises `TraceError` if there are no episodes, they share no view, or one of them has unknown labels.
     """
 
-    def __init__(self, network: MultiViewNetwork, episodes: Iterable[Episode], settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        network: MultiViewNetwork,
+        episodes: Iterable[Episode],
+        settings: TrainSettings,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         self.network, self.settings = network, settings
+        self.augmentation = augmentation or Augmentation(black=0, static=0, blind=0)  # the usable head's own lesson
+        size, members = network.architecture.image_size, network.architecture.members
         self.traces: list[_Trace] = []
-        for episode in episodes:
-            names = tuple(sorted(episode.views))
-            size = network.architecture.image_size
-            images = np.stack([_resize(episode.views[name], size) for name in names], axis=1)
-            pairs = BalancedPairs(episode.progress.astype(np.float64))
+        for index, episode in enumerate(episodes):
+            progress = episode.progress.astype(np.float64)
+            learns = np.random.default_rng([settings.seed, index]).random(members) >= settings.bootstrap
             self.traces.append(
                 _Trace(
                     episode.task,
                     episode.instruction,
-                    names,
-                    images,
-                    episode.progress.astype(np.float64),
+                    {name: _resize(images, size) for name, images in sorted(episode.views.items())},
+                    progress,
                     episode.success,
-                    pairs,
+                    episode.state,
+                    BalancedPairs(progress),
+                    learns if learns.any() else ~learns,
                 )
             )
         if not self.traces:
             raise TraceError("there are no episodes to train on; expected at least one (see `grm collect`)")
-        if len({trace.names for trace in self.traces}) > 1:
-            found = sorted({", ".join(trace.names) or "none" for trace in self.traces})
+        if len({tuple(trace.views) for trace in self.traces}) > 1:
+            found = sorted({", ".join(trace.views) or "none" for trace in self.traces})
             raise TraceError(f"episodes with different views: {'; '.join(found[:3])}; expected one set for all")
         self.tasks: dict[str, list[int]] = {}
         for index, trace in enumerate(self.traces):
             self.tasks.setdefault(trace.task, []).append(index)
         self.goals = {task: [i for i in members if self.traces[i].success[-1]] for task, members in self.tasks.items()}
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        other = [p for p in network.parameters() if p.ndim <= 1]
+        self._state_mean, self._state_deviation = self._state_scale()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.privileged = nn.Sequential(
+                nn.Linear(network.frame_features + network.architecture.text_features, 128),
+                nn.SiLU(),
+                nn.Linear(128, len(self._state_mean)),
+            )
+        if not settings.train_encoder:
+            network.encoder.requires_grad_(False)
+        parameters = [p for p in (*network.parameters(), *self.privileged.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": other, "weight_decay": 0.0}],
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
             lr=settings.learning_rate,
         )
         self.step = 0
         self.history: list[dict[str, float]] = []
+
+    def _state_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of the states' numbers, where all episodes that have a state have the same ones."""
+        states = [trace.state for trace in self.traces if trace.state.any()]
+        sizes = {state.shape[1] for state in states}
+        if len(sizes) != 1 or self.settings.privileged == 0:
+            return np.zeros(0), np.ones(0)
+        every = np.concatenate(states)
+        return every.mean(0), every.std(0) + 1e-3
 
     def run(self, *, after_step: Callable[["Trainer"], None] = lambda trainer: None) -> None:
         """Train to the end; `after_step` is called after every step, to draw progress or save."""
@@ -145,6 +191,7 @@ class Trainer:
             for index, parameter in enumerate(parameters["params"]):
                 for name, value in self.optimizer.state.get(parameter, {}).items():
                     tensors[f"{group}.{index}.{name}"] = value.detach().clone().contiguous()
+        tensors |= {f"privileged.{name}": tensor.contiguous() for name, tensor in self.privileged.state_dict().items()}
         state = {"step": self.step, "settings": asdict(self.settings), "history": self.history}
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that an old state is only replaced by a whole one
             safetensors.torch.save_file(tensors, Path(scratch) / "optimizer.safetensors")
@@ -172,6 +219,8 @@ class Trainer:
             raise CheckpointError(
                 f"{folder}/optimizer.safetensors cannot be read ({error}); start again in a new folder"
             ) from error
+        privileged = {key: tensors.pop(key) for key in list(tensors) if key.startswith("privileged.")}
+        self.privileged.load_state_dict({key.removeprefix("privileged."): value for key, value in privileged.items()})
         for key, value in tensors.items():
             group, index, name = key.split(".")
             parameter = self.optimizer.param_groups[int(group)]["params"][int(index)]
@@ -181,101 +230,155 @@ class Trainer:
     def _train_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * _schedule(self.step, self.settings.steps)
-        batch = self._draw(np.random.default_rng([self.settings.seed, self.step]))
-        hop_loss, success_loss = self._losses(batch)
-        if not torch.isfinite(hop_loss + success_loss):
+        generator = np.random.default_rng([self.settings.seed, self.step])
+        losses = self._losses(self._draw(generator), generator)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
             raise DivergedError(
-                f"the loss is {(hop_loss + success_loss).item()} at step {self.step}; expected a finite number: lower "
+                f"the loss is {total.item()} at step {self.step}; expected a finite number: lower "
                 f"the learning rate ({self.settings.learning_rate}) and start again"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        (hop_loss + 0.5 * success_loss).backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        return {"hop_loss": hop_loss.item(), "success_loss": success_loss.item()}
+        return {f"{name}_loss": loss.item() for name, loss in losses.items()}
 
     def _draw(self, generator: np.random.Generator) -> _Batch:
         s = self.settings
-        names = self.traces[0].names
-        tasks = list(self.tasks)
-        frames, potentials, successes, has_goal, chosen = [], [], [], [], []
-        for _ in range(s.episodes_per_step):
+        names, tasks = tuple(self.traces[0].views), list(self.tasks)
+        count, kept = s.tasks_per_step * s.episodes_per_task, s.frames_per_episode
+        chosen: list[_Trace] = []
+        for _ in range(s.tasks_per_step):
             task = tasks[0] if generator.random() < s.focus else tasks[generator.integers(len(tasks))]
-            trace = self.traces[generator.choice(self.tasks[task])]
-            pairs = trace.pairs.draw(s.frames_per_episode // 2, generator)
-            picked = pairs.ravel()
-            picked[0] = len(trace.potential) - 1  # how it ended is what the success head learns from
-            # The first frame and the goal picture: another episode's of this task, where there is one.
-            other = self.traces[generator.choice(self.tasks[task])] if generator.random() < s.swap_initial else trace
-            donors = [i for i in self.goals[task] if self.traces[i] is not trace] or self.goals[task]
-            donor = self.traces[generator.choice(donors)] if donors else None
-            goal_known = donor is not None and generator.random() >= s.goal_dropout
-            goal = donor.images[-1] if donor is not None else trace.images[-1]
-            frames.append(np.concatenate([trace.images[picked], other.images[:1], goal[None]]))
-            potentials.append(trace.potential[picked])
-            successes.append(trace.success[picked])
-            has_goal.append(goal_known)
-            chosen.append(trace)
-        images = np.stack(frames)  # (E, K + 2, V, h, w, 3)
-        count, moments, views = images.shape[:3]
-        images = _augment(images, s.shift, generator)
-        keep = generator.random((count, views)) >= s.view_dropout
-        keep[np.arange(count), generator.integers(views, size=count)] = True
-        present = np.repeat(keep[:, None], moments, 1)
+            first = self.traces[generator.choice(self.goals[task] or self.tasks[task])]
+            others = generator.choice(self.tasks[task], s.episodes_per_task - 1)
+            chosen += [first, *(self.traces[i] for i in others)]
+        picks = [_pick(trace, kept, generator) for trace in chosen]
+        initial, goal = np.zeros(count, int), np.full(count, -1)
+        for e in range(count):
+            mates = np.arange(e - e % s.episodes_per_task, e - e % s.episodes_per_task + s.episodes_per_task)
+            initial[e] = kept * (generator.choice(mates) if generator.random() < s.swap_initial else e)
+            done = [m for m in mates if chosen[m].success[-1]]
+            donors = [m for m in done if chosen[m] is not chosen[e]] or done
+            if donors and generator.random() >= s.goal_dropout:
+                goal[e] = kept * generator.choice(donors) + kept - 1
+        instructions = [_drop_words(trace.instruction, s.word_dropout, generator) for trace in chosen]
+        matched = self._mismatch(chosen, goal, instructions, generator)
+        potential = np.stack([trace.potential[pick] for trace, pick in zip(chosen, picks, strict=True)])
+        success = np.stack([trace.success[pick] for trace, pick in zip(chosen, picks, strict=True)])
         return _Batch(
-            images,
-            torch.from_numpy(present),
-            np.stack(potentials),
-            np.stack(successes),
-            np.array(has_goal),
-            [trace.instruction for trace in chosen],
+            np.stack(
+                [
+                    np.stack([trace.views[name][pick] for name in names], axis=1)
+                    for trace, pick in zip(chosen, picks, strict=True)
+                ]
+            ),
+            potential * matched[:, None],
+            success & matched[:, None],
+            np.stack([self._state(trace, pick) for trace, pick in zip(chosen, picks, strict=True)]),
+            initial,
+            goal,
+            matched,
+            np.stack([trace.members for trace in chosen]),
+            np.array([tasks.index(trace.task) for trace in chosen]),
+            instructions,
             names,
         )
 
-    def _losses(self, batch: _Batch) -> tuple[Tensor, Tensor]:
-        network = self.network
-        count, moments = batch.images.shape[:2]
-        kept = moments - 2
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bfloat16):
-            tokens = network.encode(batch.images.flatten(0, 1), batch.names).float()
-        pooled = network.pool(tokens, batch.present.flatten(0, 1)).unflatten(0, (count, moments))
-        frames, init, goal = pooled[:, :kept], pooled[:, kept], pooled[:, kept + 1]
-        known = torch.from_numpy(batch.has_goal)
-        goal = torch.where(known[:, None], goal, network.no_goal)
+    def _mismatch(
+        self, chosen: list[_Trace], goal: np.ndarray, instructions: list[str], generator: np.random.Generator
+    ) -> np.ndarray:
+        """Give some episodes another task's goal, instruction or both; returns who was spared (E,)."""
+        matched = np.ones(len(chosen), bool)
+        before = goal.copy()
+        for e, trace in enumerate(chosen):
+            strangers = [i for i, other in enumerate(chosen) if other.task != trace.task]
+            if not strangers or generator.random() >= self.settings.mismatch:
+                continue
+            stranger, kind = int(generator.choice(strangers)), generator.integers(3)
+            if kind < 2:
+                instructions[e] = chosen[stranger].instruction
+            if kind > 0 and before[stranger] >= 0:
+                goal[e] = before[stranger]
+            matched[e] = kind == 2 and before[stranger] < 0  # there was no goal to exchange
+        return matched
+
+    def _state(self, trace: _Trace, pick: np.ndarray) -> np.ndarray:
+        """Standardised states (K, S) of the picked frames; NaN where the episode has none."""
+        if not len(self._state_mean) or not trace.state.any():
+            return np.full((len(pick), len(self._state_mean)), np.nan)
+        return (trace.state[pick] - self._state_mean) / self._state_deviation
+
+    def _losses(self, batch: _Batch, generator: np.random.Generator) -> dict[str, Tensor]:
+        s, network = self.settings, self.network
+        count, kept = batch.potential.shape
+        seen = augment(batch.images, self.augmentation, generator)
+        broken = broken_pictures(seen.images, count, generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16), torch.set_grad_enabled(s.train_encoder):
+            tokens = network.encode(seen.images.flatten(0, 1), batch.names).float()
+            no_view = network.encode(broken[:, None], [generator.choice(batch.names)]).float()[:, 0]
+        present = torch.from_numpy(seen.present).flatten(0, 1)
+        frames = network.pool(tokens, present)  # (E * K, P)
+        init = frames[batch.initial]
+        known = torch.from_numpy(batch.goal >= 0)
+        goal = torch.where(known[:, None], frames[batch.goal], network.no_goal)
+        frames = frames.unflatten(0, (count, kept))
         text = network.text(batch.instructions)
+        valid = seen.valid & seen.valid.ravel()[batch.initial][:, None]
+        goal_valid = (batch.goal >= 0) & seen.valid.ravel()[batch.goal]
 
         # Befores: the drawn frames, then the initial frame (potential 0), then the goal (potential 1).
         befores = torch.cat([frames, init[:, None], goal[:, None]], 1)
         before_potential = np.concatenate([batch.potential, np.zeros((count, 1)), np.ones((count, 1))], 1)
+        size = (count, kept + 2, kept)
         hops = hops_of_pairs(
-            np.repeat(before_potential[:, :, None], kept, 2), np.repeat(batch.potential[:, None], moments, 1)
+            np.broadcast_to(before_potential[:, :, None], size), np.broadcast_to(batch.potential[:, None], size)
         )
-        valid = np.ones((count, moments, kept), bool)
-        valid[:, np.arange(kept), np.arange(kept)] = False
-        valid[:, kept + 1] = batch.has_goal[:, None]
+        usable = np.concatenate([valid, np.ones((count, 1), bool), goal_valid[:, None]], 1)
+        asked = usable[:, :, None] & valid[:, None]
+        asked[:, np.arange(kept), np.arange(kept)] = False
 
-        def spread_over(feature: Tensor, size: tuple[int, int, int]) -> Tensor:
+        def spread_over(feature: Tensor) -> Tensor:
             return feature.expand(*size, feature.shape[-1])
 
-        size = (count, moments, kept)
         logits = network.hop_logits(
-            spread_over(text[:, None, None], size),
-            spread_over(init[:, None, None], size),
-            spread_over(goal[:, None, None], size),
-            spread_over(befores[:, :, None], size),
-            spread_over(frames[:, None], size),
-        )
+            spread_over(text[:, None, None]),
+            spread_over(init[:, None, None]),
+            spread_over(goal[:, None, None]),
+            spread_over(befores[:, :, None]),
+            spread_over(frames[:, None]),
+        )  # (E, K + 2, K, M, bins)
         targets = torch.from_numpy(_two_hot(hops, network.architecture.bins))
-        weights = torch.from_numpy(_balance(hops, valid))
-        losses = -(targets * logits.log_softmax(-1)).sum(-1)
-        hop_loss = (losses * weights).sum() / weights.sum()
+        weights = torch.from_numpy(_balance(hops, asked))[..., None] * torch.from_numpy(batch.members)[:, None, None]
+        errors = -(targets[..., None, :] * logits.log_softmax(-1)).sum(-1)
+        losses = {"hop": (errors * weights).sum() / weights.sum().clamp(min=1e-6)}
 
         done = torch.from_numpy(batch.success.astype(np.float32))
-        expand = (count, kept, init.shape[-1])
+        wide = (count, kept, init.shape[-1])
         logit = network.success_logit(
-            text[:, None].expand(count, kept, -1), init[:, None].expand(expand), goal[:, None].expand(expand), frames
+            text[:, None].expand(count, kept, -1), init[:, None].expand(wide), goal[:, None].expand(wide), frames
         )
-        return hop_loss, F.binary_cross_entropy_with_logits(logit, done)
+        certain = torch.from_numpy(valid.astype(np.float32))
+        losses["success"] = 0.5 * F.binary_cross_entropy_with_logits(logit, done, certain)
+
+        clear = tokens.flatten(0, 1)[
+            torch.from_numpy(generator.choice(tokens.shape[0] * tokens.shape[1], len(no_view)))
+        ]
+        shown = torch.cat([network.usable_logit(clear), network.usable_logit(no_view)])
+        shows = torch.cat([torch.ones(len(clear)), torch.zeros(len(no_view))])
+        losses["usable"] = 0.1 * F.binary_cross_entropy_with_logits(shown, shows)
+
+        if s.ranking > 0:
+            forward = network.expected_hop(logits[:, kept]).mean(-1)  # (E, K)
+            losses["ranking"] = s.ranking * _ranking_loss(forward, batch, valid)
+        if len(self._state_mean):
+            named = self.privileged(torch.cat([frames, text[:, None].expand(count, kept, -1)], -1))
+            state = torch.from_numpy(batch.state.astype(np.float32))
+            there = ~state.isnan() & torch.from_numpy(valid)[..., None]
+            errors = F.smooth_l1_loss(named, state.nan_to_num(0.0), reduction="none") * there
+            losses["state"] = s.privileged * errors.sum() / there.sum().clamp(min=1)
+        return losses
 
 
 def adapt(
@@ -285,6 +388,7 @@ def adapt(
     *,
     steps: int = 200,
     seed: int = 0,
+    train_encoder: bool = True,
     after_step: Callable[[Trainer], None] = lambda trainer: None,
 ) -> GRM:
     """A new GRM that knows the demonstration's task too; the old one stays as it was.
@@ -301,7 +405,16 @@ def adapt(
     network = MultiViewNetwork(model.network.architecture)
     network.load_state_dict(model.network.state_dict())
     settings = TrainSettings(
-        steps=steps, learning_rate=3e-4, episodes_per_step=8, seed=seed, focus=0.5 if replay else 0.0, view_dropout=0.1
+        steps=steps,
+        learning_rate=3e-4,
+        tasks_per_step=4,
+        episodes_per_task=2,
+        seed=seed,
+        focus=0.5 if replay else 0.0,
+        mismatch=0.25,
+        privileged=0.0,
+        bootstrap=0.0,
+        train_encoder=train_encoder,
     )
     views = demonstration.views
     usable = [
@@ -314,6 +427,32 @@ def adapt(
     trainer = Trainer(network, itertools.chain([demonstration], usable), settings)
     trainer.run(after_step=after_step)
     return GRM(network, fuser=model.fuser)
+
+
+def calibrate(
+    network: MultiViewNetwork,
+    potential: Float[np.ndarray, " n"],
+    truth: Float[np.ndarray, " n"],
+    spread: Float[np.ndarray, " n"],
+) -> None:
+    """Make the spread one standard deviation of the error: floor + scale * spread, most likely on validation frames.
+
+    Maximum likelihood of Gaussian errors, by grid search; Kuleshov et al. 2018, "Accurate Uncertainties for Deep
+    Learning Using Calibrated Regression", recalibrate as well after training. NaN is an abstention and left out.
+    Composes with what the network had before.
+    """
+    error = np.abs(potential - truth)
+    known = np.isfinite(error) & np.isfinite(spread)
+    if not known.any():
+        raise TraceError("no judged and labelled frame to calibrate on; expected validation episodes with progress")
+    floors, scales = np.linspace(0.005, 0.25, 50), np.linspace(0.1, 4, 40)
+    deviation = floors[:, None, None] + scales[:, None] * spread[known]
+    likelihood = (-0.5 * (error[known] / deviation) ** 2 - np.log(deviation)).mean(-1)
+    best_floor, best_scale = np.unravel_index(likelihood.argmax(), likelihood.shape)
+    floor, scale = network.calibration.tolist()
+    network.calibration.copy_(
+        torch.tensor([floors[best_floor] + scales[best_scale] * floor, scales[best_scale] * scale])
+    )
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -335,19 +474,32 @@ def _resize(images: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
-def _augment(images: np.ndarray, shift: int, generator: np.random.Generator) -> Tensor:
-    """Shift and relight each view of each episode alike in all its frames: (E, M, V, h, w, 3) to (E, M, V, 3, h, w)."""
-    count, moments, views, height, width, _ = images.shape
-    result = torch.empty((count, moments, views, 3, height, width))
-    padded = np.pad(images, ((0, 0), (0, 0), (0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
-    for e in range(count):
-        for v in range(views):
-            y, x = generator.integers(2 * shift + 1, size=2)
-            crop = torch.from_numpy(padded[e, :, v, y : y + height, x : x + width]).permute(0, 3, 1, 2).float()
-            gain, bias = generator.uniform(0.85, 1.15, 3), generator.uniform(-0.06, 0.06)
-            gain_t = torch.from_numpy(gain.astype(np.float32))[:, None, None]
-            result[e, :, v] = (crop / 255 * gain_t + float(bias)).clamp_(0, 1)
-    return result
+def _pick(trace: _Trace, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` frames of an episode in any order: the first comes first, the last last, hop-balanced ones between."""
+    pairs = trace.pairs.draw((count - 1) // 2, generator).ravel()
+    return np.concatenate([[0], np.resize(pairs, count - 2), [len(trace.potential) - 1]])
+
+
+def _drop_words(instruction: str, chance: float, generator: np.random.Generator) -> str:
+    """The instruction without some of its words, so that no single wording carries it; at least one word stays."""
+    words = instruction.split()
+    kept = [word for word in words if generator.random() >= chance]
+    return " ".join(kept or words)
+
+
+def _ranking_loss(forward: Tensor, batch: _Batch, valid: np.ndarray, margin: float = 0.05) -> Tensor:
+    """Logistic loss of ordering frames of one task, across episodes, by how far along they are (Bradley & Terry 1952).
+
+    `forward` (E, K) is the potential from the initial frame. Pairs whose truths differ by `margin` or less are equal.
+    """
+    potential = torch.from_numpy(batch.potential.ravel().astype(np.float32))
+    task = torch.from_numpy(np.where(batch.matched, batch.task, -1 - np.arange(len(batch.task))))
+    task = task[:, None].expand(forward.shape).flatten()
+    usable = torch.from_numpy((valid & batch.matched[:, None]).ravel())
+    ahead = (potential[:, None] > potential[None] + margin) & (task[:, None] == task[None])
+    ahead &= usable[:, None] & usable[None]
+    phi = forward.flatten()
+    return F.softplus(-(phi[:, None] - phi[None])[ahead] / 0.1).sum() / ahead.sum().clamp(min=1)
 
 
 def _two_hot(hops: np.ndarray, bins: int) -> np.ndarray:

@@ -40,6 +40,8 @@ class Collect:
     """Control steps of 12.5 ms per decision, and so per recorded frame."""
     label_every: int = 1
     """Ask the prover at every n-th frame of an episode off the demonstration, and interpolate between."""
+    provers: int = 3
+    """Perturbed experts asked each time; their mean is the label."""
     appearance: float = 0.0
     """Share of episodes in a look of their own: cameras, lights, colours, textures and distractors drawn at random."""
     seed: int = 0
@@ -122,7 +124,9 @@ def _collect(settings: Collect, task: str, root: Path) -> Iterator[int]:
         for index in range(len(others), settings.off_demonstration):
             behaviour = OFF_DEMONSTRATION[index % len(OFF_DEMONSTRATION)]
             seed = settings.seed + 1_000_000 + index
-            yield record(env, behaviour, seed=seed, label_every=settings.label_every, look=look(seed))
+            yield record(
+                env, behaviour, seed=seed, label_every=settings.label_every, provers=settings.provers, look=look(seed)
+            )
 
     waiting: list[Episode] = []
     try:

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..data.episodes import Episode
 from ..data.replay import write_replay
 from ..errors import CheckpointError, TraceError
-from ..evaluate import by_task, score_all, summarize
+from ..evaluate import Scored, by_task, pool, score_all, summarize
 from ..models.checkpoint import load_weights, read_config
 from ..models.multiview import GRM, KIND, Architecture, MultiViewNetwork
 from ..reward import Frame
@@ -41,19 +41,21 @@ class Train:
     """Train the encoder in bfloat16; faster on CPUs with AMX."""
     backbone: str = "compact"
     """`compact`, or a torchvision classifier such as `resnet18`."""
+    cache: Path | None = None
+    """Folder for decoded pictures: runs on the same data decode once and share memory. Large; delete it any time."""
     resume: bool = False
     """Go on from what an interrupted run left in `out`."""
 
     def run(self) -> None:
         """Read, train, write the checkpoint now and then, and report on the validation episodes."""
-        from ..train import Trainer, TrainSettings
+        from ..train import Trainer, TrainSettings, calibrate
 
         if not 0 <= self.validation < 1:
             raise TraceError(
                 f"validation is {self.validation}; expected a share of the episodes in [0, 1), such as 0.1"
             )
         check_output(self.out, resume=self.resume)
-        training, validation = _read_split(datasets(self.data), self.validation)
+        training, validation = _read_split(datasets(self.data), self.validation, self.cache)
         console.print(
             f"{len(training)} episodes to train on, {len(validation)} to validate, "
             f"{sum(len(e) for e in training):,} frames, {len({e.task for e in training})} task(s)"
@@ -111,7 +113,8 @@ class Train:
         card["frames"] = sum(len(episode) for episode in training)
         card["tasks"] = sorted({episode.task for episode in training})
         if validation:
-            card["validation"] = _validate(model, validation, training)
+            calibrate(network, *pool(_score(model, validation, training)))
+            card["validation"] = _validate(_score(model, validation, training))
         save()
         write_replay(self.out, _replay_sample(training))
         console.print(
@@ -119,19 +122,21 @@ class Train:
         )
 
 
-def _read_split(folders: Sequence[Path], validation: float) -> tuple[list[Episode], list[Episode]]:
-    """Episodes to train on and to validate; the last of each behaviour, spread over the data set, are held out."""
+def _read_split(folders: Sequence[Path], validation: float, cache: Path | None) -> tuple[list[Episode], list[Episode]]:
+    """Episodes to train on and to validate: every n-th is held out, another n-th in every data set."""
+    from ..data.decoded import read_decoded
     from ..data.lerobot import count_episodes, read_episodes
 
     training: list[Episode] = []
     held: list[Episode] = []
     with progress_bar() as progress:
         bar = progress.add_task("reading", total=sum(count_episodes(folder) for folder in folders))
-        for folder in folders:
+        for number, folder in enumerate(folders):
             count = count_episodes(folder)
             every = round(1 / validation) if validation > 0 else count + 1
-            for index, episode in enumerate(read_episodes(folder)):
-                (held if index % every == every - 1 else training).append(episode)
+            found = read_episodes(folder) if cache is None else read_decoded(folder, cache)
+            for index, episode in enumerate(found):
+                (held if (index + 7 * number) % every == every - 1 else training).append(episode)
                 progress.advance(bar)
     return training, held
 
@@ -153,12 +158,15 @@ def _goals(episodes: Sequence[Episode]) -> dict[str, Frame]:
     return goals
 
 
-def _validate(model: GRM, validation: Sequence[Episode], training: Sequence[Episode]) -> dict[str, float]:
+def _score(model: GRM, validation: Sequence[Episode], training: Sequence[Episode]) -> list[Scored]:
     goals = _goals(training)
     with progress_bar() as progress:
         usable = [episode for episode in validation if episode.task in goals]
         bar = progress.add_task("validating", total=len(usable))
-        scored = score_all(model, usable, goals, stride=2, after_each=lambda: progress.advance(bar))
+        return score_all(model, usable, goals, stride=2, after_each=lambda: progress.advance(bar))
+
+
+def _validate(scored: Sequence[Scored]) -> dict[str, float]:
     summary = summarize(by_task(scored))
     table = Table("metric", "mean over tasks", "95 % interval", title="validation episodes")
     for name, interval in summary.items():
@@ -168,8 +176,12 @@ def _validate(model: GRM, validation: Sequence[Episode], training: Sequence[Epis
 
 
 def _replay_sample(training: Sequence[Episode]) -> list[Episode]:
-    """Of every task two episodes: the first demonstration and the first that is none."""
-    sample: dict[tuple[str, bool], Episode] = {}
+    """Of every task two demonstrations and three episodes that are none, of behaviours that differ."""
+    sample: dict[str, list[Episode]] = {}
     for episode in training:
-        sample.setdefault((episode.task, episode.behaviour == "expert"), episode)
-    return [sample[key] for key in sorted(sample)]
+        kept = sample.setdefault(episode.task, [])
+        expert = episode.behaviour == "expert"
+        alike = [other for other in kept if (other.behaviour == "expert") == expert]
+        if len(alike) < (2 if expert else 3) and (expert or episode.behaviour not in {o.behaviour for o in alike}):
+            kept.append(episode)
+    return [episode for task in sorted(sample) for episode in sample[task]]

@@ -230,3 +230,24 @@ def _break(images: Tensor, settings: Augmentation, generator: np.random.Generato
     honest = (present & ~black & ~static & ~frozen).sum(-1)
     lying = (present & frozen).sum(-1)
     return Augmented(images=images, present=present, valid=honest > lying, blind=(honest == 0) & (lying == 0))
+
+
+def broken_pictures(
+    images: Float[Tensor, "e m v 3 h w"], count: int, generator: np.random.Generator
+) -> Float[Tensor, "count 3 h w"]:
+    """What a camera sends that shows nothing: one colour, noise, or a real picture all but hidden behind a patch."""
+    flat = images.flatten(0, 2)
+    *_, height, width = flat.shape
+    broken = torch.empty((count, 3, height, width))
+    for index in range(count):
+        kind = generator.integers(4)
+        colour = torch.from_numpy(generator.random((3, 1, 1), np.float32)) * (kind > 0)
+        if kind < 2:  # black, or one colour
+            broken[index] = colour
+        elif kind == 2:
+            broken[index] = torch.from_numpy(generator.random((3, height, width), np.float32))
+        else:
+            broken[index] = flat[int(generator.integers(len(flat)))]
+            edge = int(generator.integers(max(1, height // 10) + 1))
+            broken[index, :, edge : height - edge, edge : width - edge] = colour
+    return broken + torch.from_numpy(generator.normal(0, 0.01, broken.shape).astype(np.float32))

@@ -1,10 +1,11 @@
 """The compact multi-view GRM: task text, goal picture and any number of named cameras in, progress out.
 
-Every view passes one shared encoder, is tagged with its camera's name and pooled over the views that are there. From
-the features of four moments (initial, goal, before, after) and the task text, the hop head answers how much of the
-remaining way lies between before and after, as a distribution over 41 bins (resolution 0.05); the success head answers
-whether after shows the task done. A frame is encoded once; the three perspectives of `grm.fusion` and every single view
-are further questions to the small head, and their disagreement is the spread.
+Every view passes one shared encoder and is tagged with its camera's name; several gated means over the views that are
+there make the frame's feature. From the features of four moments (initial, goal, before, after) and the task text, an
+ensemble of hop heads answers how much of the remaining way lies between before and after, each as a distribution over
+41 bins (resolution 0.05); the success head answers whether after shows the task done, and the usable head whether a
+picture shows anything at all. A frame is encoded once; the three perspectives of `grm.fusion` are further questions to
+the small heads. Their disagreement, and that of the members, is the spread, calibrated on validation episodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,35 +42,44 @@ class Architecture:
     """Hop bins, evenly spaced over [-1, 1]; 41 is a resolution of 0.05."""
     text_features: int = 64
     text_buckets: int = 4096
+    pools: int = 3
+    """Gated means over a frame's views, side by side."""
+    members: int = 5
+    """Hop heads of the ensemble; each learns from its own share of the episodes."""
 
 
 class MultiViewNetwork(nn.Module):
-    """The trainable part. Shapes: B batch, V views, D features, K bins."""
+    """The trainable part. Shapes: B batch, V views, D features of a view, P = pools * D of a frame, M members, K bins.
+
+    A new one takes every picture for usable.
+    """
 
     centres: Tensor
+    calibration: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = self.architecture = architecture
+        frame = self.frame_features = a.pools * a.features
         self.encoder = build_backbone(a.backbone, a.features)
         self.names = HashedText(512, 32)
         self.token = nn.Sequential(nn.LayerNorm(a.features), nn.SiLU())
         self.name_shift = nn.Linear(32, a.features)
-        self.gate = nn.Linear(a.features, 1)
+        self.usable = nn.Linear(a.features, 1)
+        self.gate = nn.Linear(a.features, a.pools)
         self.text = HashedText(a.text_buckets, a.text_features)
-        self.no_goal = nn.Parameter(torch.zeros(a.features))
-        self.hop = nn.Sequential(
-            nn.Linear(6 * a.features + a.text_features, 256),
-            nn.LayerNorm(256),
-            nn.SiLU(),
-            nn.Linear(256, 256),
-            nn.SiLU(),
-            nn.Linear(256, a.bins),
+        self.no_goal = nn.Parameter(torch.zeros(frame))
+        self.hop = nn.Sequential(nn.Linear(6 * frame + a.text_features, 256), nn.LayerNorm(256), nn.SiLU())
+        self.members = nn.ModuleList(
+            nn.Sequential(nn.Linear(256, 128), nn.SiLU(), nn.Linear(128, a.bins)) for _ in range(a.members)
         )
         self.done = nn.Sequential(
-            nn.Linear(4 * a.features + a.text_features, 128), nn.LayerNorm(128), nn.SiLU(), nn.Linear(128, 1)
+            nn.Linear(4 * frame + a.text_features, 128), nn.LayerNorm(128), nn.SiLU(), nn.Linear(128, 1)
         )
+        nn.init.zeros_(self.usable.weight)
+        nn.init.constant_(self.usable.bias, 2.0)
         self.register_buffer("centres", torch.linspace(-1, 1, a.bins), persistent=False)
+        self.register_buffer("calibration", torch.tensor([0.0, 1.0]))
 
     def encode(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Images (B, V, 3, h, w) in [0, 1] of the V named cameras to tokens (B, V, D)."""
@@ -82,13 +92,18 @@ class MultiViewNetwork(nn.Module):
         return self.token(features + self.name_shift(self.names(list(names))))
 
     def pool(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Tokens (…, V, D) to (…, D): a gated mean over the views that are `present` (…, V)."""
-        weights = self.gate(tokens).squeeze(-1).masked_fill(~present, -torch.inf).softmax(-1)
-        return (weights.nan_to_num(0.0).unsqueeze(-1) * tokens).sum(-2)
+        """Tokens (…, V, D) to (…, P): gated means over the views that are `present` (…, V); 0 where none is."""
+        weights = self.gate(tokens).masked_fill(~present[..., None], -torch.inf).softmax(-2).nan_to_num(0.0)
+        return (weights.transpose(-1, -2) @ tokens).flatten(-2)
+
+    def usable_logit(self, tokens: Tensor) -> Tensor:
+        """Logit (…) of a token (…, D) being of a picture that shows something, not of a black or broken one."""
+        return self.usable(tokens).squeeze(-1)
 
     def hop_logits(self, text: Tensor, init: Tensor, goal: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Logits (…, K) of the hop from before to after; every feature (…, D), text (…, E)."""
-        return self.hop(torch.cat([init, goal, before, after, after - before, goal - after, text], -1))
+        """Logits (…, M, K) of the hop from before to after; every feature (…, P), text (…, E)."""
+        shared = self.hop(torch.cat([init, goal, before, after, after - before, goal - after, text], -1))
+        return torch.stack([member(shared) for member in self.members], -2)
 
     def success_logit(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> Tensor:
         """Logit (…) of the task being done in after."""
@@ -101,13 +116,13 @@ class MultiViewNetwork(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """A frame after the encoder: by view, and all views pooled. Member 0 of `features` is the pool."""
+    """A frame after the encoder: the cameras that showed something, and the feature of what they showed."""
 
     names: tuple[str, ...]
-    tokens: Float[np.ndarray, "v d"]
+    feature: Float[np.ndarray, " p"]
 
     def __post_init__(self) -> None:
-        self.tokens.setflags(write=False)
+        self.feature.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +174,8 @@ class GRM(ProcessReward[Frame, Carry]):
         """Encode the goal picture once."""
         if task.goal is None or not task.goal.views:
             return Carry(task, None)
-        return Carry(task, self._see([task.goal])[0])
+        [goal] = self._see([task.goal])
+        return Carry(task, goal if goal.names else None)
 
     def extend(
         self, carries: Sequence[Carry], steps: Sequence[Sequence[Frame]]
@@ -194,13 +210,14 @@ class GRM(ProcessReward[Frame, Carry]):
             raise TraceError(f"{len(before)} befores for {len(after)} afters; expected one each")
         [first, *seen] = self._see([initial, *before, *after])
         goal = self.start(task).goal
-        questions = [
-            _Question(task, goal, first, b, a) for b, a in zip(seen[: len(before)], seen[len(before) :], strict=True)
-        ]
-        return np.array([answer.hops[0, 0] for answer in self._answer(questions)])
+        pairs = list(zip(seen[: len(before)], seen[len(before) :], strict=True))
+        able = np.array([bool(first.names and b.names and a.names) for b, a in pairs])
+        answers = self._answer([_Question(task, goal, first, b, a) for b, a in pairs])
+        return np.where(able, [answer.hops[0, 0] for answer in answers], np.nan)
 
     def _fuse(self, carry: Carry, frames: list[_Seen], answers) -> tuple[Carry, PerspectiveJudgement]:
         initial, previous, potential, cyclic = carry.initial, carry.previous, carry.potential, carry.cyclic
+        floor, scale = self.network.calibration.tolist()
         columns = {
             name: np.full(len(frames), np.nan)
             for name in ("potential", "spread", "incremental", "forward", "backward", "success")
@@ -211,7 +228,7 @@ class GRM(ProcessReward[Frame, Carry]):
             answer: _Answer = next(answers)
             if initial is None:
                 initial, potential = frame, 0.0
-                cyclic = bool(answer.init_to_goal is not None and is_cyclic(answer.init_to_goal))
+                cyclic = carry.goal is not None and self._is_cyclic(carry.task, frame, carry.goal)
                 fused, spread = 0.0, float(np.nanstd([0.0, 0.0, *np.clip(1 + answer.hops[2], 0, 1)]))
                 incremental = 0.0
             else:
@@ -222,12 +239,18 @@ class GRM(ProcessReward[Frame, Carry]):
                 fused, spread = float(now), float(deviation)
                 hop = hops[0, 0]
                 incremental = potential + hop * (1 - potential if hop >= 0 else potential)
+            spread = floor + scale * spread
             potential, previous = fused, frame
             values = (fused, spread, incremental, answer.hops[1, 0], 1 + answer.hops[2, 0], answer.success)
             for column, value in zip(columns.values(), values, strict=True):
                 column[t] = value
         end = Carry(carry.task, carry.goal, initial, previous, potential, cyclic)
         return end, PerspectiveJudgement(**columns, judged=~np.isnan(columns["potential"]))
+
+    def _is_cyclic(self, task: Task, initial: _Seen, goal: _Seen) -> bool:
+        """Whether the goal picture looks like the beginning; asked once per prefix."""
+        [answer] = self._answer([_Question(task, goal, initial, initial, goal)])
+        return bool(is_cyclic(answer.hops[0, 0]))
 
     @torch.inference_mode()
     def _see(self, frames: Sequence[Frame]) -> list[_Seen]:
@@ -236,75 +259,66 @@ class GRM(ProcessReward[Frame, Carry]):
         for index, frame in enumerate(frames):
             names = tuple(sorted(frame.views))
             groups.setdefault((names, *(frame.views[n].shape for n in names)), []).append(index)
-        seen: list[_Seen | None] = [None] * len(frames)
-        size, width = self.network.architecture.image_size, self.network.architecture.features
+        nothing = _Seen((), np.zeros(self.network.frame_features, np.float32))
+        seen = [nothing] * len(frames)
         device = self.network.no_goal.device
         for (names, *_), indices in groups.items():
             if not names:
-                for index in indices:
-                    seen[index] = _Seen((), np.zeros((0, width), np.float32))
                 continue
             for begin in range(0, len(indices), _CHUNK):
                 chunk = indices[begin : begin + _CHUNK]
-                per_view = []
-                for name in names:
-                    stack = torch.from_numpy(np.stack([frames[i].views[name] for i in chunk])).to(device)
-                    images = stack.permute(0, 3, 1, 2).float() / 255
-                    if images.shape[-2:] != (size, size):
-                        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-                    per_view.append(images)
-                tokens = self.network.encode(torch.stack(per_view, 1), names).cpu().numpy()
-                for index, token in zip(chunk, tokens, strict=True):
-                    seen[index] = _Seen(names, token.copy())
-        return [s for s in seen if s is not None]
+                tokens = self.network.encode(self._images([frames[i] for i in chunk], names, device), names)
+                usable = self.network.usable_logit(tokens) > 0
+                features = self.network.pool(tokens, usable).cpu().numpy()
+                for index, feature, shows in zip(chunk, features, usable.tolist(), strict=True):
+                    kept = tuple(name for name, good in zip(names, shows, strict=True) if good)
+                    seen[index] = _Seen(kept, feature.copy()) if kept else nothing
+        return seen
+
+    def _images(self, frames: Sequence[Frame], names: Sequence[str], device: torch.device) -> Tensor:
+        """(B, V, 3, size, size) in [0, 1]."""
+        size = self.network.architecture.image_size
+        per_view = []
+        for name in names:
+            stack = torch.from_numpy(np.stack([frame.views[name] for frame in frames])).to(device)
+            images = stack.permute(0, 3, 1, 2).float() / 255
+            if images.shape[-2:] != (size, size):
+                images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+            per_view.append(images)
+        return torch.stack(per_view, 1)
 
     @torch.inference_mode()
     def _answer(self, questions: Sequence["_Question"]) -> list["_Answer"]:
-        """All hops of all questions in one pass of the head per set of cameras."""
-        answers: list[_Answer | None] = [None] * len(questions)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for index, question in enumerate(questions):
-            groups.setdefault(question.names, []).append(index)
-        for names, indices in groups.items():
-            for begin in range(0, len(indices), _CHUNK):
-                chunk = indices[begin : begin + _CHUNK]
-                for index, answer in zip(chunk, self._ask(names, [questions[i] for i in chunk]), strict=True):
-                    answers[index] = answer
-        return [a for a in answers if a is not None]
+        """All hops of all questions in one pass of the heads per chunk; member 0 is the mean of the ensemble."""
+        answers: list[_Answer] = []
+        for begin in range(0, len(questions), _CHUNK):
+            answers += self._ask(questions[begin : begin + _CHUNK])
+        return answers
 
-    def _ask(self, names: tuple[str, ...], questions: Sequence["_Question"]) -> list["_Answer"]:
+    def _ask(self, questions: Sequence["_Question"]) -> list["_Answer"]:
         network, device = self.network, self.network.no_goal.device
-        batch, members = len(questions), 1 + len(names)
+        known = [q.goal is not None for q in questions]
+        blank = np.zeros(network.frame_features, np.float32)
 
-        def gather(frames: Sequence[_Seen | None]) -> tuple[Tensor, Tensor]:
-            """Features (B, M, D) of each member and whether it saw anything (B, M)."""
-            tokens = np.zeros((batch, len(names), network.architecture.features), np.float32)
-            present = np.zeros((batch, len(names)), bool)
-            for b, frame in enumerate(frames):
-                for v, name in enumerate(names):
-                    if frame is not None and name in frame.names:
-                        tokens[b, v], present[b, v] = frame.tokens[frame.names.index(name)], True
-            stack, there = torch.from_numpy(tokens).to(device), torch.from_numpy(present).to(device)
-            pooled = network.pool(stack, there)
-            return torch.cat([pooled[:, None], stack], 1), torch.cat([there.any(1, keepdim=True), there], 1)
+        def gather(features: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.stack(features)).to(device)
 
-        initial, has_initial = gather([q.initial for q in questions])
-        before, has_before = gather([q.before for q in questions])
-        after, has_after = gather([q.after for q in questions])
-        goal, has_goal = gather([q.goal for q in questions])
-        goal = torch.where(has_goal[..., None], goal, network.no_goal)
-        text = network.text([q.task.instruction for q in questions])[:, None].expand(-1, members, -1)
-        initials = torch.stack([initial, initial, initial, initial])
-        goals, texts = torch.stack([goal] * 4), torch.stack([text] * 4)
-        befores, afters = torch.stack([before, initial, goal, initial]), torch.stack([after, after, after, goal])
-        hops = network.expected_hop(network.hop_logits(texts, initials, goals, befores, afters)).cpu().numpy()
-        able = torch.stack([has_before & has_after, has_after, has_goal & has_after, has_goal]) & has_initial
-        hops = np.where(able.cpu().numpy(), hops.astype(np.float64), np.nan)
-        success = network.success_logit(text[:, 0], initial[:, 0], goal[:, 0], after[:, 0]).sigmoid().cpu().numpy()
-        return [
-            _Answer(hops[:3, b], float(success[b]), None if np.isnan(hops[3, b, 0]) else float(hops[3, b, 0]))
-            for b in range(batch)
-        ]
+        has_goal = torch.tensor(known, device=device)
+        init, before = gather([q.initial.feature for q in questions]), gather([q.before.feature for q in questions])
+        after = gather([q.after.feature for q in questions])
+        goal = gather([blank if q.goal is None else q.goal.feature for q in questions])
+        goal = torch.where(has_goal[:, None], goal, network.no_goal)
+        instructions = list(dict.fromkeys(q.task.instruction for q in questions))
+        which = [instructions.index(q.task.instruction) for q in questions]
+        text = network.text(instructions)[which]
+        befores = torch.stack([before, init, goal])
+        hops = network.expected_hop(
+            network.hop_logits(*(x.expand(3, *x.shape) for x in (text, init, goal)), befores, after.expand_as(befores))
+        )
+        hops = torch.cat([hops.mean(-1, keepdim=True), hops], -1).double().cpu().numpy()  # (3, B, 1 + M)
+        hops[2, ~np.array(known)] = np.nan
+        success = network.success_logit(text, init, goal, after).sigmoid().cpu().numpy()
+        return [_Answer(hops[:, b], float(success[b])) for b in range(len(questions))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,17 +329,12 @@ class _Question:
     before: _Seen
     after: _Seen
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The cameras of the prefix; a view that one frame lacks abstains wherever that frame is asked about."""
-        return tuple(sorted({*self.initial.names, *self.before.names, *self.after.names}))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Answer:
     hops: Float[np.ndarray, "3 members"]
+    """From before, from the initial frame, from the goal; member 0 is the mean over the others."""
     success: float
-    init_to_goal: float | None
 
 
 def packaged_checkpoint() -> Path:
