@@ -5,8 +5,8 @@ about *all* ordered pairs among them and about both anchors: every frame is enco
 also as another episode's initial frame or goal. References are swapped only within a task: the initial frame may come
 from another episode, the goal comes from another one whenever there is one, so the model learns that a goal is an
 example of done and never this clip's own end. Reversed, frozen and shuffled clips are among all ordered pairs; another
-task's goal or instruction makes every potential of an episode 0. The schedule is a function of (seed, step) alone, so
-a resumed run draws what an uninterrupted one would have.
+task's goal or instruction is what the fits head learns to tell. The schedule is a function of (seed, step) alone, so a
+resumed run draws what an uninterrupted one would have.
 """
 
 import itertools
@@ -52,8 +52,6 @@ class TrainSettings:
     """Chance that an episode of a batch has no goal."""
     swap_initial: float = 0.5
     """Chance that the initial frame is another episode's of the same task."""
-    mismatch: float = 0.15
-    """Chance that an episode gets another task's goal, instruction or both, and with it a potential of 0 throughout."""
     word_dropout: float = 0.15
     """Chance that a word of the instruction is left out."""
     ranking: float = 0.2
@@ -88,12 +86,11 @@ class _Batch:
     """One step's draw: E episodes of K frames of V views, those of one task side by side."""
 
     images: np.ndarray  # (E, K, V, h, w, 3)
-    potential: np.ndarray  # (E, K); 0 throughout where goal or instruction are another task's
+    potential: np.ndarray  # (E, K)
     success: np.ndarray  # (E, K)
     state: np.ndarray  # (E, K, S), standardised; NaN where there is none
     initial: np.ndarray  # (E,) which of the E * K frames is the initial one
     goal: np.ndarray  # (E,) which of them is the goal; -1 for none
-    matched: np.ndarray  # (E,) whether goal and instruction are the task's own
     members: np.ndarray  # (E, M) which heads learn from the episode
     task: np.ndarray  # (E,) number of the task
     instructions: list[str]
@@ -264,7 +261,6 @@ class Trainer:
             if donors and generator.random() >= s.goal_dropout:
                 goal[e] = kept * generator.choice(donors) + kept - 1
         instructions = [_drop_words(trace.instruction, s.word_dropout, generator) for trace in chosen]
-        matched = self._mismatch(chosen, goal, instructions, generator)
         potential = np.stack([trace.potential[pick] for trace, pick in zip(chosen, picks, strict=True)])
         success = np.stack([trace.success[pick] for trace, pick in zip(chosen, picks, strict=True)])
         return _Batch(
@@ -274,35 +270,16 @@ class Trainer:
                     for trace, pick in zip(chosen, picks, strict=True)
                 ]
             ),
-            potential * matched[:, None],
-            success & matched[:, None],
+            potential,
+            success,
             np.stack([self._state(trace, pick) for trace, pick in zip(chosen, picks, strict=True)]),
             initial,
             goal,
-            matched,
             np.stack([trace.members for trace in chosen]),
             np.array([tasks.index(trace.task) for trace in chosen]),
             instructions,
             names,
         )
-
-    def _mismatch(
-        self, chosen: list[_Trace], goal: np.ndarray, instructions: list[str], generator: np.random.Generator
-    ) -> np.ndarray:
-        """Give some episodes another task's goal, instruction or both; returns who was spared (E,)."""
-        matched = np.ones(len(chosen), bool)
-        before = goal.copy()
-        for e, trace in enumerate(chosen):
-            strangers = [i for i, other in enumerate(chosen) if other.task != trace.task]
-            if not strangers or generator.random() >= self.settings.mismatch:
-                continue
-            stranger, kind = int(generator.choice(strangers)), generator.integers(3)
-            if kind < 2:
-                instructions[e] = chosen[stranger].instruction
-            if kind > 0 and before[stranger] >= 0:
-                goal[e] = before[stranger]
-            matched[e] = kind == 2 and before[stranger] < 0  # there was no goal to exchange
-        return matched
 
     def _state(self, trace: _Trace, pick: np.ndarray) -> np.ndarray:
         """Standardised states (K, S) of the picked frames; NaN where the episode has none."""
@@ -359,7 +336,8 @@ class Trainer:
         logit = network.success_logit(
             text[:, None].expand(count, kept, -1), init[:, None].expand(wide), goal[:, None].expand(wide), frames
         )
-        certain = torch.from_numpy(valid.astype(np.float32))
+        # A frame just before success looks like success: it is asked to be neither.
+        certain = torch.from_numpy((valid & (batch.success | (batch.potential < 0.93))).astype(np.float32))
         losses["success"] = 0.5 * F.binary_cross_entropy_with_logits(logit, done, certain)
 
         clear = tokens.flatten(0, 1)[
@@ -368,6 +346,10 @@ class Trainer:
         shown = torch.cat([network.usable_logit(clear), network.usable_logit(no_view)])
         shows = torch.cat([torch.ones(len(clear)), torch.zeros(len(no_view))])
         losses["usable"] = 0.1 * F.binary_cross_entropy_with_logits(shown, shows)
+
+        fits = _fits_loss(network, batch.task, text, init, goal, generator)
+        if fits is not None:
+            losses["fits"] = 0.2 * fits
 
         if s.ranking > 0:
             forward = network.expected_hop(logits[:, kept]).mean(-1)  # (E, K)
@@ -411,7 +393,6 @@ def adapt(
         episodes_per_task=2,
         seed=seed,
         focus=0.5 if replay else 0.0,
-        mismatch=0.25,
         privileged=0.0,
         bootstrap=0.0,
         train_encoder=train_encoder,
@@ -487,15 +468,42 @@ def _drop_words(instruction: str, chance: float, generator: np.random.Generator)
     return " ".join(kept or words)
 
 
+def _fits_loss(
+    network: MultiViewNetwork,
+    task: np.ndarray,
+    text: Tensor,
+    init: Tensor,
+    goal: Tensor,
+    generator: np.random.Generator,
+) -> Tensor | None:
+    """Tell each episode's own instruction and goal from those of another task in the batch; None if there is no other.
+
+    Mismatched text among the negatives decides more than scale: Robometer , RynnValue.
+    """
+    strangers = [np.flatnonzero(task != own) for own in task]
+    if not all(map(len, strangers)):
+        return None
+    other = torch.from_numpy(np.array([generator.choice(s) for s in strangers]))
+    third = torch.from_numpy(np.array([generator.choice(s) for s in strangers]))
+    own = network.fits_logit(text, init, goal)
+    wrong = torch.cat(
+        [
+            network.fits_logit(text[other], init, goal),
+            network.fits_logit(text[third], init, goal),
+            network.fits_logit(text, init, goal[other]),
+        ]
+    )
+    return F.softplus(-own).mean() + F.softplus(wrong).mean()
+
+
 def _ranking_loss(forward: Tensor, batch: _Batch, valid: np.ndarray, margin: float = 0.05) -> Tensor:
     """Logistic loss of ordering frames of one task, across episodes, by how far along they are (Bradley & Terry 1952).
 
     `forward` (E, K) is the potential from the initial frame. Pairs whose truths differ by `margin` or less are equal.
     """
     potential = torch.from_numpy(batch.potential.ravel().astype(np.float32))
-    task = torch.from_numpy(np.where(batch.matched, batch.task, -1 - np.arange(len(batch.task))))
-    task = task[:, None].expand(forward.shape).flatten()
-    usable = torch.from_numpy((valid & batch.matched[:, None]).ravel())
+    task = torch.from_numpy(batch.task)[:, None].expand(forward.shape).flatten()
+    usable = torch.from_numpy(valid.ravel())
     ahead = (potential[:, None] > potential[None] + margin) & (task[:, None] == task[None])
     ahead &= usable[:, None] & usable[None]
     phi = forward.flatten()
@@ -514,9 +522,9 @@ def _two_hot(hops: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _balance(hops: np.ndarray, valid: np.ndarray, bins: int = 21) -> np.ndarray:
-    """Weights going as one over the square root of how often a hop's bin occurs in the batch; anchors count double."""
+    """Weights as one over the square root of how often a hop's bin occurs in the batch; anchors count four times."""
     which = np.minimum(((hops + 1) / 2 * bins).astype(int), bins - 1)
     counts = np.bincount(which[valid], minlength=bins)
     weights = np.where(valid, 1 / np.sqrt(np.maximum(counts[which], 1)), 0.0)
-    weights[:, -2:] *= 2
+    weights[:, -2:] *= 4
     return weights.astype(np.float32)

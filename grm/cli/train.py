@@ -37,8 +37,12 @@ class Train:
     """Of initial weights and every draw."""
     validation: float = 0.1
     """Share of each data set's episodes kept out of training, for the report."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule."""
     bfloat16: bool = False
     """Train the encoder in bfloat16; faster on CPUs with AMX."""
+    model: Path | None = None
+    """Checkpoint folder to go on from with other data or settings; from scratch unless given."""
     backbone: str = "compact"
     """`compact`, or a torchvision classifier such as `resnet18`."""
     cache: Path | None = None
@@ -60,10 +64,15 @@ class Train:
             f"{len(training)} episodes to train on, {len(validation)} to validate, "
             f"{sum(len(e) for e in training):,} frames, {len({e.task for e in training})} task(s)"
         )
-        network = _new_network(self.seed, self.backbone)
+        network = (
+            _new_network(self.seed, self.backbone) if self.model is None else GRM.from_pretrained(self.model).network
+        )
         if self.resume:
             load_weights(self.out, network)
-        trainer = Trainer(network, training, TrainSettings(steps=self.steps, seed=self.seed, bfloat16=self.bfloat16))
+        settings = TrainSettings(
+            steps=self.steps, seed=self.seed, bfloat16=self.bfloat16, learning_rate=self.learning_rate
+        )
+        trainer = Trainer(network, training, settings)
         if self.resume:
             trainer.resume(self.out)
             saved = read_config(self.out, KIND)["card"].get("trained_steps")
@@ -78,6 +87,7 @@ class Train:
             "commit": commit(),
             "seed": self.seed,
             "steps": self.steps,
+            **({} if self.model is None else {"from": read_config(self.model, KIND)["card"]}),
         }
 
         def save() -> None:

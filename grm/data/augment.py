@@ -241,7 +241,7 @@ def broken_pictures(
     broken = torch.empty((count, 3, height, width))
     for index in range(count):
         kind = generator.integers(4)
-        colour = torch.from_numpy(generator.random((3, 1, 1), np.float32)) * (kind > 0)
+        colour = torch.from_numpy(generator.random((3, 1, 1), np.float32)) * float(kind > 0)
         if kind < 2:  # black, or one colour
             broken[index] = colour
         elif kind == 2:

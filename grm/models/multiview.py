@@ -3,9 +3,10 @@
 Every view passes one shared encoder and is tagged with its camera's name; several gated means over the views that are
 there make the frame's feature. From the features of four moments (initial, goal, before, after) and the task text, an
 ensemble of hop heads answers how much of the remaining way lies between before and after, each as a distribution over
-41 bins (resolution 0.05); the success head answers whether after shows the task done, and the usable head whether a
-picture shows anything at all. A frame is encoded once; the three perspectives of `grm.fusion` are further questions to
-the small heads. Their disagreement, and that of the members, is the spread, calibrated on validation episodes.
+41 bins (resolution 0.05). Three more heads answer whether after shows the task done, whether instruction and pictures
+belong together, which scales the potential, and whether a picture shows anything at all. A frame is encoded once; the
+three perspectives of `grm.fusion` are further questions to the small heads. Their disagreement, and that of the
+members, is the spread, calibrated on validation episodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,9 @@ class MultiViewNetwork(nn.Module):
         self.done = nn.Sequential(
             nn.Linear(4 * frame + a.text_features, 128), nn.LayerNorm(128), nn.SiLU(), nn.Linear(128, 1)
         )
+        self.fits = nn.Sequential(
+            nn.Linear(3 * frame + a.text_features, 128), nn.LayerNorm(128), nn.SiLU(), nn.Linear(128, 1)
+        )
         nn.init.zeros_(self.usable.weight)
         nn.init.constant_(self.usable.bias, 2.0)
         self.register_buffer("centres", torch.linspace(-1, 1, a.bins), persistent=False)
@@ -109,6 +113,10 @@ class MultiViewNetwork(nn.Module):
         """Logit (…) of the task being done in after."""
         return self.done(torch.cat([init, goal, after, goal - after, text], -1)).squeeze(-1)
 
+    def fits_logit(self, text: Tensor, init: Tensor, goal: Tensor) -> Tensor:
+        """Logit (…) of instruction, initial frame and goal picture being of one and the same task."""
+        return self.fits(torch.cat([init, goal, goal - init, text], -1)).squeeze(-1)
+
     def expected_hop(self, logits: Tensor) -> Tensor:
         """Mean (…) of the distribution, in [-1, 1]."""
         return (logits.softmax(-1) * self.centres).sum(-1).clamp(-1, 1)
@@ -135,6 +143,7 @@ class Carry:
     previous: _Seen | None = None
     potential: float = 0.0
     cyclic: bool = False
+    fit: float = 1.0
 
 
 class GRM(ProcessReward[Frame, Carry]):
@@ -205,7 +214,7 @@ class GRM(ProcessReward[Frame, Carry]):
     def hops(
         self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
     ) -> Float[np.ndarray, " n"]:
-        """The bare question, n times: the hop in [-1, 1] from each before to its after; NaN where no view is shared."""
+        """The bare question, n times: the hop in [-1, 1] from each before to its after; NaN where one shows nothing."""
         if len(before) != len(after):
             raise TraceError(f"{len(before)} befores for {len(after)} afters; expected one each")
         [first, *seen] = self._see([initial, *before, *after])
@@ -217,6 +226,7 @@ class GRM(ProcessReward[Frame, Carry]):
 
     def _fuse(self, carry: Carry, frames: list[_Seen], answers) -> tuple[Carry, PerspectiveJudgement]:
         initial, previous, potential, cyclic = carry.initial, carry.previous, carry.potential, carry.cyclic
+        fit = carry.fit
         floor, scale = self.network.calibration.tolist()
         columns = {
             name: np.full(len(frames), np.nan)
@@ -228,7 +238,7 @@ class GRM(ProcessReward[Frame, Carry]):
             answer: _Answer = next(answers)
             if initial is None:
                 initial, potential = frame, 0.0
-                cyclic = carry.goal is not None and self._is_cyclic(carry.task, frame, carry.goal)
+                cyclic, fit = self._begin(carry.task, frame, carry.goal)
                 fused, spread = 0.0, float(np.nanstd([0.0, 0.0, *np.clip(1 + answer.hops[2], 0, 1)]))
                 incremental = 0.0
             else:
@@ -241,16 +251,34 @@ class GRM(ProcessReward[Frame, Carry]):
                 incremental = potential + hop * (1 - potential if hop >= 0 else potential)
             spread = floor + scale * spread
             potential, previous = fused, frame
-            values = (fused, spread, incremental, answer.hops[1, 0], 1 + answer.hops[2, 0], answer.success)
+            values = (
+                fit * fused,
+                fit * spread,
+                fit * incremental,
+                answer.hops[1, 0],
+                1 + answer.hops[2, 0],
+                answer.success,
+            )
             for column, value in zip(columns.values(), values, strict=True):
                 column[t] = value
-        end = Carry(carry.task, carry.goal, initial, previous, potential, cyclic)
+        end = Carry(carry.task, carry.goal, initial, previous, potential, cyclic, fit)
         return end, PerspectiveJudgement(**columns, judged=~np.isnan(columns["potential"]))
 
-    def _is_cyclic(self, task: Task, initial: _Seen, goal: _Seen) -> bool:
-        """Whether the goal picture looks like the beginning; asked once per prefix."""
-        [answer] = self._answer([_Question(task, goal, initial, initial, goal)])
-        return bool(is_cyclic(answer.hops[0, 0]))
+    @torch.inference_mode()
+    def _begin(self, task: Task, initial: _Seen, goal: _Seen | None) -> tuple[bool, float]:
+        """Asked once per prefix: whether the goal looks like the beginning, and whether it all fits, in [0, 1].
+
+        Doubt counts as fitting: a new task's words and pictures were never seen together.
+        """
+        network, device = self.network, self.network.no_goal.device
+        first = torch.from_numpy(initial.feature).to(device)
+        last = network.no_goal if goal is None else torch.from_numpy(goal.feature).to(device)
+        text = network.text([task.instruction])[0]
+        fit = float((3 * (network.fits_logit(text, first, last) + 1)).sigmoid())
+        if goal is None:
+            return False, fit
+        hop = network.expected_hop(network.hop_logits(text, first, last, first, last)).mean()
+        return bool(is_cyclic(float(hop))), fit
 
     @torch.inference_mode()
     def _see(self, frames: Sequence[Frame]) -> list[_Seen]:
@@ -312,9 +340,8 @@ class GRM(ProcessReward[Frame, Carry]):
         which = [instructions.index(q.task.instruction) for q in questions]
         text = network.text(instructions)[which]
         befores = torch.stack([before, init, goal])
-        hops = network.expected_hop(
-            network.hop_logits(*(x.expand(3, *x.shape) for x in (text, init, goal)), befores, after.expand_as(befores))
-        )
+        text3, init3, goal3, after3 = (x.expand(3, *x.shape) for x in (text, init, goal, after))
+        hops = network.expected_hop(network.hop_logits(text3, init3, goal3, befores, after3))
         hops = torch.cat([hops.mean(-1, keepdim=True), hops], -1).double().cpu().numpy()  # (3, B, 1 + M)
         hops[2, ~np.array(known)] = np.nan
         success = network.success_logit(text, init, goal, after).sigmoid().cpu().numpy()
