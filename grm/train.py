@@ -32,7 +32,6 @@ from .errors import CheckpointError, DivergedError, TraceError
 from .labels import from_time
 from .models.multiview import GRM, MultiViewNetwork
 
-
 LIGHT = Augmentation(
     shift=2,
     gain=0.1,
