@@ -7,9 +7,11 @@ over seeds x tasks; `minus_ours` are differences on the same seed and task.
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ _corpus: Corpus | None = None
 """Of a worker, read once."""
 
 
-def summarize(rows: list[dict[str, object]]) -> dict[str, Interval]:
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
     """`<arm>.<metric>` over seeds x tasks, and `<arm>.<metric>.minus_ours` paired by seed and task.
 
     The single views come as the best (by `spearman_off_demo`) and the mean over them.
@@ -56,7 +58,7 @@ def summarize(rows: list[dict[str, object]]) -> dict[str, Interval]:
         for metric in REPORTED:
             if metric in row:
                 cell = values.setdefault(str(row["arm"]), {}).setdefault(metric, {})
-                cell[row["seed"], row["task"]] = float(row[metric])  # type: ignore[arg-type]
+                cell[row["seed"], row["task"]] = float(row[metric])
     single = {arm: values.pop(arm) for arm in list(values) if arm.startswith(SINGLE)}
     if single:
         best = max(single, key=lambda arm: np.mean(list(single[arm]["spearman_off_demo"].values())))
@@ -131,9 +133,12 @@ def main() -> None:
         bar = progress.add_task("arms", total=len(jobs))
         done = {pool.submit(_work, name, seed, settings, options.out): (name, seed) for name, seed in jobs}
         found = {}
-        for future in as_completed(done):
-            found[done[future]] = future.result()
-            progress.advance(bar)
+        try:
+            for future in as_completed(done):
+                found[done[future]] = future.result()
+                progress.advance(bar)
+        finally:
+            pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for arms that have not begun
     rows = [row for job in jobs for row in found[job]]
     summary = summarize(rows)
     for name in dict.fromkeys(key.split(".")[0] for key in summary):

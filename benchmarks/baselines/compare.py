@@ -124,10 +124,10 @@ def run(name: str, seed: int, settings: Settings, corpus: Corpus) -> list[dict[s
     """One row per judge (the arm, and its perspectives) and held-out task."""
     arm = arms(corpus.views)[name]
     head = trained(arm, seed, settings.steps, corpus)
-    judges = {name: head} | {f"{p}_only": with_perspective(head, p) for p in arm.perspectives}
+    judges = {name: copy.deepcopy(head)} | {f"{p}_only": with_perspective(head, p) for p in arm.perspectives}
     pool = training_pool(arm, corpus)
-    for judge in judges.values():
-        calibrated(judge, arm, pool, corpus)
+    for one in judges.values():
+        calibrated(one, arm, pool, corpus)
     replay = [clip for clips in pool.tasks.values() for clip in sample(clips, 4, seed)]
     shown = {task: demonstration_of(clips, seed) for task, clips in corpus.held_out.items()}
     rows: list[dict[str, object]] = []
@@ -135,10 +135,10 @@ def run(name: str, seed: int, settings: Settings, corpus: Corpus) -> list[dict[s
         adapted = adapt(head, arm, shown[task], replay, corpus, steps=settings.adapt, seed=seed)
         stranger = shown[list(shown)[(number + 1) % len(shown)]]
         others = [clip for clip in clips if clip is not shown[task]]
-        for label, judge in judges.items():
+        for label, one in judges.items():
             weights = {k: v for k, v in adapted.state_dict().items() if k != "calibration"}
-            judge.load_state_dict(weights, strict=False)
-            scored = [score(judge, clip, shown[task], stranger, corpus.texts) for clip in others]
+            one.load_state_dict(weights, strict=False)  # and keep its own calibration
+            scored = [score(one, clip, shown[task], stranger, corpus.texts) for clip in others]
             metrics = by_task(scored)[task]
             rows.append({"arm": label, "seed": seed, "task": task, **{m: metrics[m] for m in METRICS if m in metrics}})
     return rows

@@ -74,7 +74,7 @@ def read_clips(root: Path, cache: Path, folder: Path, digest: str, stride: int) 
         yield Clip(replace(episode, views={}), numbers, views, np.asarray(tokens[rows]), np.asarray(pooled[rows]))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: heads are trained on these
 def text_features(model: str, instructions: Sequence[str]) -> dict[str, torch.Tensor]:
     """The frozen text feature (E,) of every instruction."""
     network = GRM.from_pretrained(model).network

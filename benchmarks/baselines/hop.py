@@ -23,7 +23,7 @@ from grm.train import _balance, _two_hot
 from .clips import FRAMES, Drawn, Look, balanced_pick
 from .head import FeatureJudgement, Head, Shown
 
-BEFORES = 3
+BEFORES = 2
 """Of a step's frames that are befores of all others, besides the initial frame and the goal."""
 PERSPECTIVES = ("fused", "incremental", "forward", "backward")
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,8 +22,6 @@ SMALL = Architecture(image_size=32, features=3, text_features=2, text_buckets=16
 def clip(seed: int = 0, *, task: str = "right-v3", behaviour: str = "expert", length: int = 12) -> Clip:
     """Every second frame of a square's way; the one number of a frame's feature is its place, plus a hundred times the
     view in the tokens."""
-    from dataclasses import replace
-
     episode = square(seed, task=task, behaviour=behaviour, views=("side", "top"), length=length)
     numbers = np.unique([*range(0, length, 2), length - 1])
     pooled = numbers[:, None].astype(np.float16)
@@ -51,7 +51,7 @@ def test_a_batch_has_references_of_its_own_task_unless_mismatched():
     assert all(d.clip.episode.succeeded for d in honest[::3])
     fooled = pool(mismatch=1.0).draw(20, 3, rng)
     wrong_goal = np.array([d.goal.task != d.clip.task for d in fooled])
-    wrong_text = np.array([d.text[0] != "ab".index(d.clip.task) for d in fooled])
+    wrong_text = np.array([d.text[0].item() != "ab".index(d.clip.task) for d in fooled])
     assert (wrong_goal | wrong_text).all()
     assert wrong_goal.any()
     assert not wrong_goal.all()
@@ -158,19 +158,19 @@ def test_ranking_compares_frames_of_one_task_only():
     # Ahead by more than the margin: 1 of 0, .5 of 0, .52 of 0, 1 of .5, 1 of .52.
     gaps = np.array([0.1, 0.2, 0.3, -0.1, -0.2])
     assert ranking_loss(forward, potential, batch).item() == pytest.approx(np.log1p(np.exp(-gaps / 0.1)).mean(), 1e-5)
-    strangers = pool(mismatch=1.0).draw(2, 1, np.random.default_rng(0))
+    strangers = [replace(drawn, matched=False) for drawn in batch]
     assert ranking_loss(forward, potential, strangers).item() == 0
 
 
 def test_a_spread_is_put_on_the_scale_of_the_errors():
     rng = np.random.default_rng(0)
-    truth, spread = np.full(4000, 0.5), rng.uniform(0.02, 0.1, 4000)
-    judged = FeatureJudgement(truth + 2 * spread * rng.normal(size=4000), spread, spread)
+    truth, spread = np.full(1000, 0.5), rng.uniform(0.02, 0.1, 1000)
+    judged = FeatureJudgement(truth + 2 * spread * rng.normal(size=1000), spread, spread)
     head = AbsoluteHead(1, 2, Look())
     fit_calibration(head, [judged], [truth])
     floor, scale = head.calibration.tolist()
     assert floor == pytest.approx(0.005, abs=0.006)
-    assert scale == pytest.approx(2, abs=0.15)
+    assert scale == pytest.approx(2, abs=0.2)
 
 
 HEADS = {
