@@ -1,7 +1,7 @@
 """How far two independent sets of perturbed provers disagree about the same state: the noise of the labels of progress.
 
 A label is the mean over provers, the first of them clean, of the share of the way that is done, in units of the median
-of three at reset. Here a second label is made of others, all perturbed, and both are compared where a learner strays: on
+of three at reset. Here a second label is made of others, all perturbed; both are compared where a learner strays: on
 scripted behaviours off the demonstration of the held-out tasks and of some training tasks. Whoever knew the expected
 label would still score no more than the noise allows. The same runs of the same provers are summed up by three rules:
 the mean of five, which evaluation uses, the mean of three, which training data use, and the median of three, which is
