@@ -122,7 +122,7 @@ def test_demo_runs_what_is_missing_and_goes_on_with_what_was_interrupted(demos, 
     assert demos == [], "what is finished is not repeated"
 
 
-@pytest.mark.parametrize("name", ["demo", "pretrain", "render"])
+@pytest.mark.parametrize("name", ["demo", "evaluation", "render"])
 def test_every_benchmark_explains_itself(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit) as end:
