@@ -1,5 +1,6 @@
 """Image encoders: one shared by all views, from torchvision."""
 
+import functools
 import itertools
 
 import torch
@@ -62,6 +63,7 @@ class HashedText(nn.Module):
         return [_stable_hash(piece) % self.buckets for piece in pieces]
 
 
+@functools.lru_cache(maxsize=65536)  # the same few words and cameras, frame after frame
 def _stable_hash(text: str) -> int:
     """FNV-1a, 32 bits: Python's own hash is salted anew in every process."""
     value = 2166136261
