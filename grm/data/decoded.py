@@ -7,13 +7,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import OutputError
-from .episodes import Episode
-from .lerobot import read_episodes
+from .episodes import Episode, SubTask
+from .lerobot import count_episodes, read_episodes
+
+_IDENTITY = ("info.json", "stats.json")
+"""Of a data set's `meta` folder: they change with every episode, and with every label."""
 
 
 def read_decoded(root: Path, cache: Path) -> Iterator[Episode]:
@@ -24,9 +29,11 @@ def read_decoded(root: Path, cache: Path) -> Iterator[Episode]:
     """
     root = Path(root)
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    folder, info = Path(cache) / name, (root / "meta" / "info.json")
-    if not ((folder / "info.json").exists() and (folder / "info.json").read_bytes() == info.read_bytes()):
-        _decode(root, folder, info.read_bytes())
+    folder = Path(cache) / name
+    count_episodes(root)  # raises for what is no data set
+    identity = {file: (root / "meta" / file).read_bytes() for file in _IDENTITY if (root / "meta" / file).exists()}
+    if {file: (folder / file).read_bytes() for file in _IDENTITY if (folder / file).exists()} != identity:
+        _decode(root, folder, identity)
     entries = json.loads((folder / "episodes.json").read_text())
     columns = np.load(folder / "columns.npz", allow_pickle=False)
     shapes = json.loads((folder / "views.json").read_text())
@@ -38,13 +45,13 @@ def read_decoded(root: Path, cache: Path) -> Iterator[Episode]:
         rows = slice(start, start + entry.pop("length"))
         start = rows.stop
         yield Episode(
-            **entry,
+            **entry | {"sub_tasks": tuple(SubTask(**sub_task) for sub_task in entry.get("sub_tasks", ()))},
             views={view: images[rows] for view, images in views.items()},
             **{column: columns[column][rows] for column in columns.files},
         )
 
 
-def _decode(root: Path, folder: Path, info: bytes) -> None:
+def _decode(root: Path, folder: Path, identity: dict[str, bytes]) -> None:
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -64,16 +71,19 @@ def _decode(root: Path, folder: Path, info: bytes) -> None:
                     "rate_hz": episode.rate_hz,
                     "behaviour": episode.behaviour,
                     "seed": episode.seed,
+                    "sub_tasks": [asdict(sub_task) for sub_task in episode.sub_tasks],
                     "length": len(episode),
                 }
             )
             columns.append({c: getattr(episode, c) for c in ("state", "actions", "rewards", "success", "progress")})
         for file in files.values():
             file.close()
-        np.savez(partial / "columns.npz", **{c: np.concatenate([row[c] for row in columns]) for c in columns[0]})
+        joined: dict[str, Any] = {c: np.concatenate([row[c] for row in columns]) for c in columns[0]}
+        np.savez(partial / "columns.npz", **joined)
         (partial / "views.json").write_text(json.dumps(shapes))
         (partial / "episodes.json").write_text(json.dumps(entries))
-        (partial / "info.json").write_bytes(info)
+        for file, content in identity.items():
+            (partial / file).write_bytes(content)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except OSError as error:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm.data.augment import Augmentation, augment
+from grm.data.augment import Augmentation, augment, broken_pictures
 from grm.errors import TraceError
 
 NONE = Augmentation.none()
@@ -227,3 +227,28 @@ def test_other_pictures_are_refused(images):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(TraceError, match="expected"):
         Augmentation(**wrong)
+
+
+def test_broken_pictures_show_nothing():
+    images = torch.from_numpy(as_floats(pictures((2, 3, 2, 20, 30))))
+    before = images.clone()
+    broken = broken_pictures(images, 200, np.random.default_rng(0))
+    assert broken.shape == (200, 3, 20, 30)
+    assert broken.dtype == torch.float32
+    assert torch.equal(images, before)
+    assert torch.equal(broken, broken_pictures(images, 200, np.random.default_rng(0)))
+    inner = broken[:, :, 2:-2, 2:-2]  # whatever is shown of a real picture is at most a tenth from the edge
+    flat = inner.std((-1, -2)).amax(-1) < 0.03
+    noise = (inner.std((-1, -2)).amin(-1) > 0.2) & (inner.std((-1, -2)).amax(-1) < 0.4)
+    assert (flat | noise).all()
+    assert 0.15 < noise.float().mean() < 0.35
+    whole = flat & (broken.std((-1, -2)).amax(-1) < 0.03)
+    black = whole & (broken.mean((-1, -2, -3)).abs() < 0.01)
+    assert 0.15 < black.float().mean() < 0.35
+    assert (whole & ~black).float().mean() > 0.15, "one colour"
+    framed = flat & ~whole
+    assert framed.float().mean() > 0.1, "a patch before a picture"
+    pixels = {tuple(p) for p in (255 * images.flatten(0, 2)[:, :, 0, 0]).round().int().tolist()}
+    corners = (255 * broken[framed][:, :, 0, 0]).round().int().tolist()
+    near = [min(max(abs(a - b) for a, b in zip(corner, p, strict=True)) for p in pixels) for corner in corners]
+    assert max(near) <= 12, "the border is not one of the pictures"

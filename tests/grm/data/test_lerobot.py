@@ -342,3 +342,61 @@ def test_an_episode_of_another_rate_is_refused(copy):
     with pytest.raises(TraceError, match="frames per second"):
         EpisodeWriter(copy).append(other)
     assert count_episodes(copy) == 3
+
+
+@pytest.mark.parametrize("moment", [("add_frame", 15), ("save_episode", 2), ("finalize", 1)])
+def test_several_at_once_are_all_or_nothing(copy, monkeypatch, moment):
+    from lerobot.datasets import LeRobotDataset
+
+    class Killed(BaseException):
+        pass
+
+    name, number = moment
+    original, calls = getattr(LeRobotDataset, name), []
+
+    def killed(self, *arguments, **keywords):
+        calls.append(name)
+        if len(calls) == number:
+            raise Killed
+        return original(self, *arguments, **keywords)
+
+    before = files(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(LeRobotDataset, name, killed)
+        with pytest.raises(Killed):
+            EpisodeWriter(copy).append(make(7), make(8))
+    writer = EpisodeWriter(copy)
+    assert files(copy) == before
+    assert count_episodes(copy) == len(writer.lines()) == 3
+    writer.append(make(8), make(9, behaviour="undo", length=10))
+    found = list(read_episodes(copy))
+    for one, other in zip([*EPISODES, make(8), make(9, behaviour="undo", length=10)], found, strict=True):
+        assert_same(one, other)
+    assert [line["seed"] for line in writer.lines()] == [3, 4, 5, 8, 9]
+
+
+def test_one_that_does_not_fit_keeps_the_others_from_being_written(copy, tmp_path):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(TraceError, match=r"images\.side of shape None"):
+        EpisodeWriter(copy).append(make(8), make(9, views=("top",)))
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    new = tmp_path / "new"
+    with pytest.raises(TraceError, match="frames per second"):
+        EpisodeWriter(new).append(make(8), dataclasses.replace(make(9), rate_hz=20.0))
+    EpisodeWriter(new).append()
+    assert not new.exists(), "nothing to write, nothing made"
+
+
+def test_the_queue_holds_the_longest_of_several(tmp_path, monkeypatch):
+    from lerobot.datasets import LeRobotDataset
+
+    sizes, original = [], LeRobotDataset.create
+
+    def spy(*args, **kwargs):
+        sizes.append(kwargs["encoder_queue_maxsize"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(LeRobotDataset, "create", spy)
+    EpisodeWriter(tmp_path / "set").append(make(0, length=5), make(1, length=11), make(2, length=7))
+    assert sizes == [11]
+    assert [len(episode) for episode in read_episodes(tmp_path / "set", views=[])] == [5, 11, 7]

@@ -6,20 +6,31 @@ import torch
 
 from grm.errors import CheckpointError, TraceError
 from grm.fusion import ConsistentFusion, MeanFusion
-from grm.models.multiview import GRM, Architecture, MultiViewNetwork
+from grm.models.multiview import GRM, Architecture, MultiViewNetwork, _Question
 from grm.reward import Frame, Task
 from grm.testing import check_process_reward
 
+SEED = 15
+"""Of a network whose hops are neither all forward nor all backward, with a goal and without."""
 TINY = Architecture(image_size=16, features=16, text_features=8, text_buckets=64)
 
 
 def tiny_network(seed: int = 0, scale: float = 20.0, **changes) -> MultiViewNetwork:
-    """Random, with an outspoken hop head: freshly initialised ones say 0 to everything, and every law holds."""
+    """Random, with outspoken hop heads: freshly initialised ones say 0 to everything, and every law holds."""
     torch.manual_seed(seed)
     network = MultiViewNetwork(Architecture(**{f: getattr(TINY, f) for f in TINY.__slots__} | changes))
     with torch.no_grad():
-        network.hop[-1].weight *= scale
+        for member in network.members:
+            member[-1].weight *= scale
         network.no_goal.normal_()
+    return network
+
+
+def convinced(network: MultiViewNetwork) -> MultiViewNetwork:
+    """Sure that instruction and pictures belong together, whatever they are: the potential is not scaled."""
+    with torch.no_grad():
+        network.fits[-1].weight.zero_()
+        network.fits[-1].bias.fill_(10)
     return network
 
 
@@ -48,7 +59,7 @@ TRACES = {
 
 @pytest.fixture(scope="module")
 def model() -> GRM:
-    return GRM(tiny_network())
+    return GRM(tiny_network(SEED))
 
 
 @pytest.mark.parametrize("trace", TRACES)
@@ -74,7 +85,8 @@ def test_a_torchvision_backbone_by_name():
     check_process_reward(GRM(network), WITH_GOAL, FRAMES[:3])
 
 
-def test_the_first_potential_is_zero_and_what_follows_is_the_fusion_of_its_parts(model):
+def test_the_first_potential_is_zero_and_what_follows_is_the_fusion_of_its_parts():
+    model = GRM(convinced(tiny_network()))
     judgement = model.judge(WITH_GOAL, FRAMES)
     assert judgement.potential[0] == 0
     assert judgement.incremental[0] == 0
@@ -96,20 +108,23 @@ def parts_of(model, *, cyclic: bool):
     raise AssertionError("no such goal")
 
 
-def test_a_goal_that_looks_like_the_start_leaves_the_increments_alone():
-    model = GRM(tiny_network())
+def saying(bin_: int) -> GRM:
+    """Whatever it is asked, the hop is the centre of this bin."""
+    network = convinced(tiny_network())
     with torch.no_grad():
-        model.network.hop[-1].bias[-1] += 100  # every hop is +1: the goal is no start
-    sure = parts_of(model, cyclic=False)
+        for member in network.members:
+            member[-1].weight.zero_()
+            member[-1].bias.zero_()
+            member[-1].bias[bin_] = 100
+    return GRM(network)
+
+
+def test_a_goal_that_looks_like_the_start_leaves_the_increments_alone():
+    sure = parts_of(saying(40), cyclic=False)  # every hop is +1: the goal is no start
     np.testing.assert_allclose(
         sure.potential[1:], np.clip([sure.incremental, sure.forward, sure.backward], 0, 1).mean(0)[1:]
     )
-    model = GRM(tiny_network())
-    with torch.no_grad():
-        model.network.hop[-1].weight.zero_()
-        model.network.hop[-1].bias.zero_()
-        model.network.hop[-1].bias[24] = 100  # every hop is +0.2: the goal is taken for the start
-    cyclic = parts_of(model, cyclic=True)
+    cyclic = parts_of(saying(24), cyclic=True)  # every hop is +0.2: the goal is taken for the start
     np.testing.assert_allclose(cyclic.potential, 1 - 0.8 ** np.arange(6), atol=1e-6)
     np.testing.assert_allclose(cyclic.forward, 0.2, atol=1e-6)
 
@@ -117,18 +132,35 @@ def test_a_goal_that_looks_like_the_start_leaves_the_increments_alone():
 class Brightness(MultiViewNetwork):
     """Answers every hop by the difference in brightness: what was asked can be read off the answer."""
 
+    offsets = (0.0,) * TINY.members
+    """What each member adds to the hop."""
+    fit = 10.0
+    """Logit of instruction and pictures belonging together."""
+
     def encode(self, images, names):
         return images.mean((2, 3, 4))[..., None].expand(*images.shape[:2], TINY.features)
 
     def pool(self, tokens, present):
         seen = present[..., None]
-        return (tokens * seen).sum(-2) / seen.sum(-2).clamp(min=1)
+        mean = (tokens * seen).sum(-2) / seen.sum(-2).clamp(min=1)
+        return torch.cat([mean] * TINY.pools, -1)
 
     def hop_logits(self, text, init, goal, before, after):
-        return (after - before)[..., :1]
+        return ((after - before)[..., :1] + torch.tensor(self.offsets))[..., None]
+
+    def fits_logit(self, text, init, goal):
+        self.asked = text, init, goal
+        return torch.tensor(self.fit)
 
     def expected_hop(self, logits):
-        return logits[..., 0]
+        return logits[..., 0].clamp(-1, 1)
+
+
+class Picky(Brightness):
+    """Takes nearly black pictures for broken ones."""
+
+    def usable_logit(self, tokens):
+        return tokens[..., 0] - 0.01
 
 
 def shade(**levels: float) -> Frame:
@@ -150,14 +182,109 @@ def test_each_perspective_asks_its_own_question():
     assert judgement.incremental[4] == pytest.approx(by_hop, abs=5e-3)
 
 
-def test_the_spread_is_over_all_views_and_perspectives():
-    model = GRM(Brightness(TINY))
-    steps = [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
-    judgement = model.judge(WITHOUT_GOAL, steps)
-    estimates = [0.4, 0.2, 0.6] * 2  # all views, top, side: by hops, and from the initial frame
-    np.testing.assert_allclose(judgement.spread[1], np.std(estimates), atol=5e-3)
-    agreed = model.judge(WITHOUT_GOAL, [steps[0], shade(top=0.4, side=0.4)])
+def test_the_potential_is_the_members_mean_and_the_spread_their_disagreement():
+    network = Brightness(TINY)
+    model, steps = GRM(network), [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
+    agreed = model.judge(WITHOUT_GOAL, steps)
+    assert agreed.potential[1] == pytest.approx(0.4, abs=5e-3)
     assert agreed.spread[1] == pytest.approx(0, abs=1e-6)
+    network.offsets = (-0.3, -0.2, 0.0, 0.1, 0.4)  # mean 0
+    judgement = model.judge(WITHOUT_GOAL, steps)
+    np.testing.assert_allclose(judgement.potential, agreed.potential, atol=1e-6)
+    np.testing.assert_allclose(judgement.forward, agreed.forward, atol=1e-6)
+    estimates = [0.4, 0.1, 0.2, 0.4, 0.5, 0.8] * 2  # their mean and each of them: by hops, and from the initial frame
+    assert judgement.spread[1] == pytest.approx(np.std(estimates), abs=5e-3)
+
+
+def test_a_real_ensembles_members_answer_differently(model):
+    question = [_Question(WITH_GOAL, *model._see([GOAL, *FRAMES[:3]]))]
+    [answer] = model._answer(question)
+    assert answer.hops.shape == (3, 1 + TINY.members)
+    np.testing.assert_allclose(answer.hops[:, 0], answer.hops[:, 1:].mean(1), atol=1e-6)
+    assert answer.hops[:, 1:].std(1).min() > 1e-3
+
+
+def test_calibration_changes_the_spread_and_nothing_else(model, tmp_path):
+    network = tiny_network(SEED)
+    network.calibration.copy_(torch.tensor([0.05, 2.0]))
+    fit = model.extend([model.start(WITH_GOAL)], [FRAMES])[0][0].fit
+    assert 0.5 < fit < 1
+    before, after = model.judge(WITH_GOAL, FRAMES), GRM(network).judge(WITH_GOAL, FRAMES)
+    for name in ("potential", "incremental", "forward", "backward", "success", "judged"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name), err_msg=name)
+    assert before.spread[1:].min() > 0.01
+    np.testing.assert_allclose(after.spread, 0.05 * fit + 2 * before.spread, atol=1e-6)
+    GRM(network).save_pretrained(tmp_path)
+    loaded = GRM.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(loaded.judge(WITH_GOAL, FRAMES).spread, after.spread, err_msg="it was not saved")
+
+
+def test_what_does_not_fit_scales_potential_and_spread():
+    network = Brightness(TINY)
+    network.offsets = (-0.3, -0.2, 0.0, 0.1, 0.4)
+    network.calibration.copy_(torch.tensor([0.05, 2.0]))
+    task = Task(instruction="brighter", goal=shade(top=0.8))
+    steps = [shade(top=0.1), shade(top=0.4), shade(top=0.3), shade(top=0.6)]
+    model = GRM(network)
+    fitting = model.judge(task, steps)
+    network.fit = -1.5
+    [carry], [strange] = model.extend([model.start(task)], [steps])
+    fit = 1 / (1 + np.exp(1.5))  # 3 (logit + 1): doubt counts as fitting
+    assert carry.fit == pytest.approx(fit, abs=1e-6)
+    for name in ("potential", "spread", "incremental"):
+        np.testing.assert_allclose(getattr(strange, name), fit * getattr(fitting, name), atol=1e-6, err_msg=name)
+    for name in ("forward", "backward", "success"):
+        np.testing.assert_array_equal(getattr(strange, name), getattr(fitting, name), err_msg=name)
+    _, init, goal = network.asked
+    np.testing.assert_allclose([init[0], goal[0]], [0.1, 0.8], atol=5e-3)
+    network.fit = 0.0
+    assert model.extend([model.start(task)], [steps])[0][0].fit > 0.95
+    check_process_reward(model, task, steps)
+    _, [later] = model.extend([carry], [steps])
+    assert carry.fit == pytest.approx(fit, abs=1e-6), "asked once, at the first frame"
+    assert later.potential.max() < fit
+
+
+def test_an_unusable_picture_is_as_if_its_camera_were_absent():
+    model = GRM(Picky(TINY))
+    task = Task(instruction="brighter", goal=shade(top=0.8, side=0.8))
+    broken = [shade(top=0.1, side=0.2), shade(top=0.0, side=0.4), shade(top=0.0, side=0.0), shade(top=0.6, side=0.0)]
+    absent = [broken[0], shade(side=0.4), BLANK, shade(top=0.6)]
+    [carry], [one] = model.extend([model.start(task)], [broken])
+    other = model.judge(task, absent)
+    np.testing.assert_array_equal(one.judged, [True, True, False, True])
+    for name in ("potential", "spread", "incremental", "forward", "backward"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-6, err_msg=name)
+    assert np.isnan(one.potential[2])
+    assert carry.previous.names == ("top",)
+    assert carry.initial.names == ("side", "top")
+    check_process_reward(model, task, broken)
+
+
+def test_unusable_first_frames_and_goals_are_none():
+    model = GRM(Picky(TINY))
+    black = shade(top=0.0, side=0.0)
+    judgement = model.judge(Task(instruction="brighter", goal=black), [black, shade(top=0.2), shade(top=0.6)])
+    np.testing.assert_array_equal(judgement.judged, [False, True, True])
+    np.testing.assert_allclose(judgement.potential[1:], [0, 0.4], atol=5e-3)
+    assert np.isnan(judgement.backward).all()
+    assert not model.judge(WITHOUT_GOAL, [black, black]).judged.any()
+
+
+def test_a_new_network_takes_every_picture_for_usable():
+    network = tiny_network()
+    assert (network.usable_logit(network.encode(torch.rand(2, 2, 3, 16, 16), ["a", "b"])) > 0).all()
+
+
+def test_bare_hops_abstain_where_one_of_the_frames_shows_nothing():
+    model = GRM(Picky(TINY))
+    levels = [shade(top=0.2), shade(top=0.5), BLANK, shade(top=0.0), shade(side=0.7)]
+    after = [shade(top=0.5), shade(top=0.3), levels[0], levels[0], levels[0]]
+    hops = model.hops(WITHOUT_GOAL, levels[0], levels, after)
+    np.testing.assert_allclose(hops, [0.3, -0.2, np.nan, np.nan, -0.5], atol=5e-3)
+    assert np.isnan(model.hops(WITHOUT_GOAL, BLANK, levels, after)).all()
+    with pytest.raises(TraceError, match="5 befores for 4 afters"):
+        model.hops(WITHOUT_GOAL, levels[0], levels, after[:4])
 
 
 def test_without_a_goal_the_backward_perspective_abstains(model):
@@ -165,9 +292,7 @@ def test_without_a_goal_the_backward_perspective_abstains(model):
         assert np.isnan(model.judge(task, FRAMES).backward).all()
         assert model.judge(task, FRAMES).judged.all()
     elsewhere = Task(instruction="open the door", goal=frame(99, "ceiling"))
-    assert np.isnan(model.judge(elsewhere, FRAMES).backward).all(), "a goal seen by other cameras says nothing"
-    partly = Task(instruction="open the door", goal=frame(99, "top", "ceiling"))
-    assert np.isfinite(model.judge(partly, FRAMES).backward).all()
+    assert np.isfinite(model.judge(elsewhere, FRAMES).backward).all(), "a goal may be seen by other cameras"
 
 
 def test_a_blank_frame_changes_nothing_but_its_own_step(model):
@@ -201,9 +326,9 @@ def test_prefixes_of_different_tasks_in_one_batch_answer_as_alone(model):
 def test_carries_are_small_and_cannot_be_written_to(model):
     [carry], _ = model.extend([model.start(WITH_GOAL)], [FRAMES])
     for seen in (carry.goal, carry.initial, carry.previous):
-        assert seen.tokens.shape == (2, TINY.features)
+        assert seen.feature.shape == (TINY.pools * TINY.features,)
         with pytest.raises(ValueError, match="read-only"):
-            seen.tokens[0] = 0
+            seen.feature[0] = 0
 
 
 def test_more_frames_than_fit_one_pass(model, monkeypatch):
@@ -220,15 +345,17 @@ def test_the_same_seed_makes_the_same_network():
     assert not GRM(one).network.training
 
 
-def test_pooling_is_a_mean_over_the_views_that_are_there():
+def test_every_pool_is_a_mean_over_the_views_that_are_there():
     network = tiny_network()
     tokens = torch.randn(3, 2, 16)
     present = torch.tensor([[True, True], [True, False], [False, False]])
     pooled = network.pool(tokens, present)
-    torch.testing.assert_close(pooled[1], tokens[1, 0])
-    torch.testing.assert_close(pooled[2], torch.zeros(16))
-    weights = network.gate(tokens[0]).squeeze(-1).softmax(0)
-    torch.testing.assert_close(pooled[0], weights[0] * tokens[0, 0] + weights[1] * tokens[0, 1])
+    torch.testing.assert_close(pooled[1], tokens[1, 0].repeat(TINY.pools))
+    torch.testing.assert_close(pooled[2], torch.zeros(network.frame_features))
+    weights = network.gate(tokens[0]).softmax(0)  # (V, pools)
+    expected = [weights[0, p] * tokens[0, 0] + weights[1, p] * tokens[0, 1] for p in range(TINY.pools)]
+    torch.testing.assert_close(pooled[0], torch.cat(expected))
+    assert (expected[0] - expected[1]).abs().max() > 1e-3, "the pools are one and the same"
 
 
 def test_expected_hops_stay_in_range_and_hit_the_bins():
@@ -255,6 +382,7 @@ def test_saved_and_loaded(model, tmp_path):
         (lambda c: c.update(architecture=None), "does not describe a network"),
         (lambda c: c["architecture"].update(backbone="nonsense"), "unknown backbone 'nonsense'"),
         (lambda c: c["architecture"].update(features=32), "of another shape"),
+        (lambda c: c["architecture"].update(members=4), "model.safetensors"),
         (lambda c: c.update(kind="text-prm"), "kind 'text-prm'"),
     ],
 )
