@@ -162,13 +162,11 @@ class Trainer:
         self._state_mean, self._state_deviation = self._state_scale()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
+            width, states = network.frame_features + network.architecture.text_features, len(self._state_mean)
             self.privileged = nn.Sequential(
-                nn.Linear(network.frame_features + network.architecture.text_features, 128),
-                nn.SiLU(),
-                nn.Linear(128, len(self._state_mean)),
+                *([nn.Linear(width, 128), nn.SiLU(), nn.Linear(128, states)] if states else [])
             )
-        if not settings.train_encoder:
-            network.encoder.requires_grad_(False)
+        network.encoder.requires_grad_(settings.train_encoder)
         parameters = [p for p in (*network.parameters(), *self.privileged.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             [
@@ -192,6 +190,7 @@ class Trainer:
     def run(self, *, after_step: Callable[["Trainer"], None] = lambda trainer: None) -> None:
         """Train to the end; `after_step` is called after every step, to draw progress or save."""
         self.network.train()
+        self.network.encoder.train(self.settings.train_encoder)  # a frozen one's running statistics stay too
         try:
             while self.step < self.settings.steps:
                 began = time.perf_counter()
@@ -238,7 +237,10 @@ class Trainer:
                 f"{folder}/optimizer.safetensors cannot be read ({error}); start again in a new folder"
             ) from error
         privileged = {key: tensors.pop(key) for key in list(tensors) if key.startswith("privileged.")}
-        self.privileged.load_state_dict({key.removeprefix("privileged."): value for key, value in privileged.items()})
+        try:
+            self.privileged.load_state_dict({k.removeprefix("privileged."): value for k, value in privileged.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder} was trained on episodes of other states; resume with the same") from error
         for key, value in tensors.items():
             group, index, name = key.split(".")
             parameter = self.optimizer.param_groups[int(group)]["params"][int(index)]
@@ -373,7 +375,8 @@ class Trainer:
             losses["fits"] = 0.2 * fits
 
         if s.ranking > 0:
-            forward = network.expected_hop(logits[:, kept]).mean(-1)  # (E, K)
+            learns, hop = torch.from_numpy(batch.members)[:, None], network.expected_hop(logits[:, kept])
+            forward = torch.where(learns, hop, hop.detach()).mean(-1)  # (E, K)
             losses["ranking"] = s.ranking * _ranking_loss(forward, batch, valid)
         if len(self._state_mean):
             named = self.privileged(torch.cat([frames, text[:, None].expand(count, kept, -1)], -1))
@@ -448,8 +451,8 @@ def calibrate(
     if not known.any():
         raise TraceError("no judged and labelled frame to calibrate on; expected validation episodes with progress")
     floors, scales = np.linspace(0.005, 0.25, 50), np.linspace(0.1, 4, 40)
-    deviation = floors[:, None, None] + scales[:, None] * spread[known]
-    likelihood = (-0.5 * (error[known] / deviation) ** 2 - np.log(deviation)).mean(-1)
+    deviations = (floor + scales[:, None] * spread[known] for floor in floors)  # one floor at a time bounds the memory
+    likelihood = np.stack([(-0.5 * (error[known] / d) ** 2 - np.log(d)).mean(-1) for d in deviations])
     best_floor, best_scale = np.unravel_index(likelihood.argmax(), likelihood.shape)
     floor, scale = network.calibration.tolist()
     network.calibration.copy_(

@@ -5,7 +5,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from envs.cameras import PIXELS, Cameras, MultiViewObservation
+from envs import cameras as cameras_module
+from envs.cameras import _FACES, _MESH_CELL, PIXELS, Cameras, MultiViewObservation, _merge_vertices
 from envs.metaworld import MetaWorldEnv
 from grm.errors import RendererError, TaskError
 
@@ -69,6 +70,78 @@ def test_fast_and_faithful_differ_only_in_what_costs(cheetah):
     assert min(image.std() for image in images) > 10
     assert (images[0] != images[1]).any()
     assert cheetah.unwrapped.model.vis.quality.offsamples == samples, "the caller's model was changed for good"
+
+
+def triangles(model) -> list[np.ndarray]:
+    """Vertices (n, 3 corners, 3) of every mesh's triangles."""
+    found = []
+    for mesh in range(model.nmesh):
+        vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
+        start = model.mesh_faceadr[mesh]
+        found.append(vertices[model.mesh_face[start : start + model.mesh_facenum[mesh]]])
+    return found
+
+
+def test_merged_vertices_leave_fewer_triangles_near_where_they_were():
+    model = MetaWorldEnv("reach").model
+    before = triangles(model)
+    kept = {name: getattr(model, name).copy() for name in _FACES}
+    _merge_vertices(model, _MESH_CELL)
+    after = triangles(model)
+    counts = np.array([[len(old), len(new)] for old, new in zip(before, after, strict=True)])
+    assert counts[:, 1].sum() < 0.6 * counts[:, 0].sum()
+    assert (counts[:, 1] >= np.minimum(counts[:, 0], 4)).all(), "a mesh is gone"
+    for old, new in zip(before, after, strict=True):
+        if len(new) == len(old):
+            continue
+        cells = np.round(new / _MESH_CELL).astype(int)
+        for a, b in ((0, 1), (1, 2), (0, 2)):
+            assert (cells[:, a] != cells[:, b]).any(-1).all(), "a triangle without a surface"
+        assert len({frozenset(map(tuple, corners.tolist())) for corners in new}) == len(new), "the same one twice"
+        size = np.ptp(old.reshape(-1, 3), axis=0), np.ptp(new.reshape(-1, 3), axis=0)
+        np.testing.assert_allclose(size[1], size[0], atol=2.01 * _MESH_CELL)
+    for name, array in kept.items():
+        getattr(model, name)[:] = array
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_model_keeps_its_meshes(monkeypatch, broken):
+    env = MetaWorldEnv("reach")
+    env.reset(seed=0)
+    before = {name: getattr(env.model, name).copy() for name in dir(env.model) if name.startswith("mesh_")}
+    seen = []
+
+    def renderer(model, *size):
+        seen.append(model.mesh_facenum.sum())
+        raise RuntimeError("no GL")
+
+    if broken:
+        monkeypatch.setattr(mujoco, "Renderer", renderer)
+        with pytest.raises(RendererError, match="no GL"):
+            Cameras(env, ("corner",), **SIZE)
+        assert seen[0] < before["mesh_facenum"].sum(), "the coarser meshes are what is rendered"
+    else:
+        Cameras(env, ("corner",), **SIZE).close()
+    assert len(before) > 10
+    for name, array in before.items():
+        np.testing.assert_array_equal(getattr(env.model, name), array, err_msg=name)
+
+
+def test_coarser_meshes_make_nearly_the_same_picture(monkeypatch):
+    env = MetaWorldEnv("door-unlock")
+    env.reset(seed=0)
+    views = ("corner", "behindGripper", "gripperPOV")
+    coarse = Cameras(env, views, height=64, width=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(cameras_module, "_merge_vertices", lambda model, cell: None)
+        fine = Cameras(env, views, height=64, width=64)
+    images, exact = coarse.render(), fine.render()
+    for view in views:
+        error = np.abs(images[view].astype(int) - exact[view])
+        assert 0 < error.mean() < 4, view
+        assert (error.max(-1) > 40).mean() < 0.05, view
+    coarse.close()
+    fine.close()
 
 
 def test_rendering_is_deterministic_and_the_images_are_the_callers_own(cheetah):

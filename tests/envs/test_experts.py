@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
 
-from envs.experts import BEHAVIOURS, OFF_DEMONSTRATION, _interrupted, _prove, _sub_tasks, demonstrations, record
+from envs.appearance import Appearance
+from envs.experts import (
+    BEHAVIOURS,
+    OFF_DEMONSTRATION,
+    _above,
+    _beside,
+    _interrupted,
+    _misplaced,
+    _prove,
+    _sub_tasks,
+    demonstrations,
+    record,
+)
 from envs.metaworld import MetaWorldEnv
 from grm.data.episodes import Episode
 from grm.errors import TaskError, TraceError
@@ -79,6 +91,128 @@ def test_an_experts_own_time_is_its_label(episodes):
         np.testing.assert_allclose(episode.progress, np.linspace(0, 1, len(episode)), atol=1e-6)
 
 
+def actor_of(env: MetaWorldEnv, episode: Episode):
+    """The actor that `record` drew for this episode."""
+    generator = np.random.default_rng([episode.seed, list(BEHAVIOURS).index(episode.behaviour)])
+    return BEHAVIOURS[episode.behaviour](generator, env.horizon)
+
+
+def test_an_expert_who_takes_over_labels_his_run_linearly(env, episodes):
+    taken_over = 0
+    for name in ("detour", "stall", "drop", "regress"):
+        for episode in episodes[name]:
+            begin, last = actor_of(env, episode).expert_from, len(episode) - 1
+            assert begin > 0
+            if not episode.succeeded or begin >= last:
+                continue
+            taken_over += 1
+            rest = episode.progress[begin:]
+            np.testing.assert_allclose(rest, np.linspace(rest[0], 1, len(rest)), atol=1e-6)
+            env.reset(seed=episode.seed)
+            for action in episode.actions[:begin]:
+                env.step(action)
+            assert rest[0] == pytest.approx(env.true_progress(), abs=1e-6), "what the provers say where he begins"
+    assert taken_over >= 3
+    for name in ("noisy", "random", "near-miss", "wander", "give-up", "undo", "misplaced", "above"):
+        assert actor_of(env, episodes[name][0]).expert_from is None, f"{name} is not the expert at the end"
+
+
+def test_as_many_provers_are_asked_as_one_says(env, monkeypatch):
+    asked, original = [], MetaWorldEnv.true_progress
+
+    def spy(self, *, provers=3):
+        asked.append(provers)
+        return original(self, provers=provers)
+
+    monkeypatch.setattr(MetaWorldEnv, "true_progress", spy)
+    record(env, "give-up", seed=0, label_every=20, provers=2)
+    record(env, "give-up", seed=0, label_every=20)
+    assert asked == [2] * (len(asked) // 2) + [3] * (len(asked) // 2)
+    assert len(asked) >= 4
+
+
+def test_a_look_changes_the_pictures_and_nothing_else_and_comes_off_again(seen):
+    plain, look = record(seen, "expert", seed=2), Appearance(3)
+    dressed = record(seen, "expert", seed=2, look=look)
+    for name in ("state", "actions", "progress"):
+        np.testing.assert_array_equal(getattr(dressed, name), getattr(plain, name), err_msg=name)
+    assert np.abs(dressed.views["corner"].astype(int) - plain.views["corner"]).mean() > 3
+    with pytest.raises(TaskError, match="unknown behaviour"):
+        record(seen, "dance", seed=2, look=look)
+    assert_same(record(seen, "expert", seed=2), plain)
+
+    asked: list[int] = []
+    [first] = demonstrations(seen, 1, seed=2, look=lambda seed: asked.append(seed) or look)
+    np.testing.assert_array_equal(first.views["corner"], dressed.views["corner"])
+    assert asked == [2]
+
+
+def test_a_look_comes_off_when_recording_breaks_off(seen, monkeypatch):
+    plain = record(seen, "expert", seed=2)
+
+    def broken(self, *, provers=3):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaWorldEnv, "true_progress", broken)
+        with pytest.raises(KeyboardInterrupt):
+            record(seen, "give-up", seed=2, look=Appearance(3))
+    assert_same(record(seen, "expert", seed=2), plain)
+
+
+class Asked:
+    """A scripted expert that keeps what it was told and does nothing."""
+
+    told: list[np.ndarray] = []  # noqa: RUF012 (cleared by every test that uses it)
+
+    def __init__(self, task: str) -> None:
+        assert task == "handle-press-v3"
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        self.told.append(raw)
+        return np.zeros(4)
+
+
+def told_offset(env, actor, monkeypatch) -> np.ndarray:
+    """What is wrong in what the expert is told, throughout an episode."""
+    Asked.told.clear()
+    monkeypatch.setattr("envs.experts.ScriptedPolicy", Asked)
+    offsets = []
+    for step in range(3):
+        action = actor.act(step, env)
+        assert np.abs(action).max() < 0.3, "about the expert's own"
+        offsets.append(Asked.told[-1] - env.raw_state)
+        env.step(np.ones(4))
+    np.testing.assert_allclose(offsets, np.stack(offsets[:1] * 3), atol=1e-12)
+    return offsets[0]
+
+
+def test_who_acts_beside_is_told_of_another_object_and_goal(env, monkeypatch):
+    env.reset(seed=0)
+    of_object, of_goal = np.array([0.1, 0.2, 0.3]), np.array([-0.1, 0.0, 0.4])
+    offset = told_offset(env, _beside(of_object, of_goal, np.random.default_rng(0)), monkeypatch)
+    expected = np.zeros(39)
+    expected[4:7] = expected[22:25] = of_object  # now, and a step before
+    expected[36:39] = of_goal
+    np.testing.assert_allclose(offset, expected, atol=1e-12)
+
+
+def test_misplaced_and_above(env, monkeypatch):
+    env.reset(seed=0)
+    goals = []
+    for seed in range(12):
+        offset = told_offset(env, _misplaced(np.random.default_rng(seed), 40), monkeypatch)
+        assert offset[6] == offset[38] == 0, "at the height where things are"
+        assert 0 < np.abs(offset[4:6]).max() <= 0.2
+        assert np.abs(offset[36:38]).max() <= 0.2
+        goals.append(offset[36:38].any())
+        offset = told_offset(env, _above(np.random.default_rng(seed), 40), monkeypatch)
+        np.testing.assert_allclose(offset[[4, 5, 36, 37]], 0, atol=1e-12)
+        assert 0.05 <= offset[6] <= 0.15
+        assert offset[38] == pytest.approx(offset[6])
+    assert 0 < sum(goals) < 12, "sometimes the goal is misplaced too"
+
+
 def test_who_is_meant_to_fail_mostly_does_and_who_recovers_mostly_succeeds(episodes):
     failed = [not episode.succeeded for name in FAILURES for episode in episodes[name]]
     assert np.mean(failed) >= 0.5
@@ -112,7 +246,7 @@ def test_every_nth_label_is_the_provers_and_the_rest_lies_between(env):
     for step in range(7):
         env.step(env.expert_action() if step < 5 else np.array([0, 0, 1.0, 0]))
         moments.append(env.snapshot())
-    exact, sparse = _prove(env, moments, 1), _prove(env, moments, 3)
+    exact, sparse = _prove(env, moments, 1, 3), _prove(env, moments, 3, 3)
     assert sparse[[0, 3, 6, 7]].tolist() == exact[[0, 3, 6, 7]].tolist()
     np.testing.assert_allclose(sparse[[1, 2]], exact[0] + (exact[3] - exact[0]) * np.array([1, 2]) / 3)
     assert exact[5] > exact[2] > exact[0]

@@ -168,7 +168,7 @@ def test_every_task_can_be_made_seen_and_mostly_solved(task):
         assert np.abs(env.raw_state[36:]).max() > 1e-3
         progress.append(env.true_progress())
         solved += run_expert(env)[1]
-    assert progress == [0, 0, 0]
+    assert max(progress) < 0.2, "as some provers are faster than the median"
     assert solved >= 1
     env.close()
 
@@ -307,6 +307,34 @@ def test_time_to_go_in_decisions(env):
     env.reset(seed=0)
     np.testing.assert_array_equal(env.time_to_go(limit=3), np.inf)
     assert env.reference_time() == np.median(times)
+
+
+def test_true_progress_is_the_mean_over_provers(env, monkeypatch):
+    env.reset(seed=0)
+    asked = []
+
+    def times(*, provers, limit):
+        asked.append((provers, limit))
+        return np.array([10.0, np.inf, 30.0, 50.0])[:provers]
+
+    monkeypatch.setattr(env, "reference_time", lambda: 40.5)
+    monkeypatch.setattr(env, "time_to_go", times)
+    shares = [1 - 10 / 40.5, 0.0, 1 - 30 / 40.5, 0.0]  # who fails, or takes longer than from the start, is at 0
+    assert env.true_progress() == pytest.approx(np.mean(shares[:3]))
+    assert env.true_progress(provers=1) == pytest.approx(shares[0])
+    assert env.true_progress(provers=4) == pytest.approx(np.mean(shares))
+    assert asked == [(3, 81), (1, 81), (4, 81)], "nobody runs for longer than would count"
+    monkeypatch.setattr(env, "time_to_go", lambda *, provers, limit: np.zeros(provers))
+    assert env.true_progress() == 1
+
+
+def test_true_progress_begins_near_zero(env):
+    """Not at 0 exactly: its unit is the median prover's time, and some are faster."""
+    for seed in range(3):
+        env.reset(seed=seed)
+        times, reference = env.time_to_go(), env.reference_time()
+        assert env.true_progress() == pytest.approx(np.maximum(1 - times / reference, 0).mean())
+        assert env.true_progress() < 0.1
 
 
 def test_hopeless_states_have_no_progress():

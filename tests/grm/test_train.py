@@ -6,17 +6,31 @@ import numpy as np
 import pytest
 import torch
 
+from grm.data.augment import Augmentation
 from grm.data.episodes import Episode
 from grm.errors import CheckpointError, DivergedError, TraceError
 from grm.labels import from_time
 from grm.metrics import value_order_correlation
 from grm.models.checkpoint import load_weights
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork
-from grm.train import Trainer, TrainSettings, _augment, _balance, _schedule, _two_hot, adapt
+from grm.train import (
+    Trainer,
+    TrainSettings,
+    _balance,
+    _Batch,
+    _drop_words,
+    _fits_loss,
+    _ranking_loss,
+    _schedule,
+    _two_hot,
+    adapt,
+    calibrate,
+)
 
 SIZE = 16
 TINY = Architecture(image_size=SIZE, features=32, text_features=8, text_buckets=64)
-SETTINGS = TrainSettings(steps=6, episodes_per_step=4, frames_per_episode=4, shift=1, seed=5)
+SETTINGS = TrainSettings(steps=6, tasks_per_step=2, episodes_per_task=2, frames_per_episode=4, seed=5)
+PLAIN = Augmentation.none()
 
 
 def moving_square(
@@ -36,7 +50,7 @@ def moving_square(
         instruction=f"move the square to the {task}",
         views=images,
         rate_hz=10.0,
-        state=np.zeros((length, 2), np.float32),
+        state=np.stack([at if task == "right" else at[::-1], np.full(length, row)], 1).astype(np.float32),
         actions=np.zeros((length, 2), np.float32),
         rewards=np.zeros(length, np.float32),
         success=np.arange(length) == length - 1,
@@ -89,6 +103,7 @@ def test_deterministic_by_seed(uninterrupted):
     other = Trainer(network(), EPISODES, dataclasses.replace(SETTINGS, seed=6))
     other.run()
     assert (other.network.hop[0].weight != again.network.hop[0].weight).any()
+    assert_same(weights(again.privileged), weights(uninterrupted.privileged))
 
 
 def test_every_step_is_told_and_recorded(uninterrupted):
@@ -98,14 +113,38 @@ def test_every_step_is_told_and_recorded(uninterrupted):
     assert steps == [(1, True), (2, True)]
     assert not trainer.network.training
     assert [row["step"] for row in uninterrupted.history] == [1, 2, 3, 4, 5, 6]
-    assert all(np.isfinite([row["hop_loss"], row["success_loss"]]).all() for row in uninterrupted.history)
+    names = {"hop", "success", "usable", "ranking", "state", "fits"}
+    for row in uninterrupted.history:
+        assert {"hop", "success", "usable", "ranking", "state"} <= {k.removesuffix("_loss") for k in row} - {"step"}
+        assert np.isfinite(list(row.values())).all()
+    seen = {key.removesuffix("_loss") for row in uninterrupted.history for key in row} - {"step", "seconds"}
+    assert seen == names
 
 
 def test_training_changes_every_part_of_the_network():
-    trainer = Trainer(network(), EPISODES, dataclasses.replace(SETTINGS, steps=3, goal_dropout=0.5))
+    trainer = Trainer(network(), EPISODES, dataclasses.replace(SETTINGS, goal_dropout=0.5, bootstrap=0.0))
+    privileged = weights(trainer.privileged)
     trainer.run()
     before, after = weights(network()), weights(trainer.network)
-    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    assert [name for name in before if torch.equal(before[name], after[name])] == ["calibration"]
+    assert not any(torch.equal(privileged[name], tensor) for name, tensor in weights(trainer.privileged).items())
+
+
+def test_a_frozen_encoder_stays_as_it_was_whatever_it_keeps():
+    frozen = network()
+    frozen.encoder = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, TINY.features), torch.nn.BatchNorm1d(TINY.features)
+    )
+    before = weights(frozen)
+    settings = dataclasses.replace(SETTINGS, steps=3, train_encoder=False)
+    Trainer(frozen, EPISODES, settings).run()
+    changed = {name for name, tensor in weights(frozen).items() if not torch.equal(tensor, before[name])}
+    assert not any(name.startswith("encoder.") for name in changed)
+    assert {"hop.0.weight", "gate.weight", "text.embedding.weight", "usable.weight"} <= changed
+    Trainer(frozen, EPISODES, dataclasses.replace(SETTINGS, steps=1)).run()
+    now = weights(frozen)
+    assert not torch.equal(now["encoder.1.weight"], before["encoder.1.weight"]), "frozen for good"
+    assert not torch.equal(now["encoder.2.running_mean"], before["encoder.2.running_mean"])
 
 
 def test_resumed_is_as_uninterrupted(uninterrupted, tmp_path):
@@ -117,11 +156,13 @@ def test_resumed_is_as_uninterrupted(uninterrupted, tmp_path):
     first.save_state(tmp_path)
     second = Trainer(network(seed=8), EPISODES, SETTINGS)
     load_weights(tmp_path, second.network)
+    assert (second.privileged[0].weight != first.privileged[0].weight).any()
     second.resume(tmp_path)
     assert second.step == 3
     second.run()
     assert_same(weights(second.network), weights(uninterrupted.network))
-    losses = [[row["hop_loss"] for row in t.history] for t in (second, uninterrupted)]
+    assert_same(weights(second.privileged), weights(uninterrupted.privileged))
+    losses = [[(row["hop_loss"], row["state_loss"]) for row in t.history] for t in (second, uninterrupted)]
     assert losses[0] == losses[1]
     second.run()
     assert second.step == 6, "a finished run has nothing left to do"
@@ -137,6 +178,9 @@ def test_what_cannot_be_resumed(tmp_path):
     changed = dataclasses.replace(SETTINGS, learning_rate=2e-3, steps=7)
     with pytest.raises(CheckpointError, match="other steps, learning_rate"):
         Trainer(network(), EPISODES, changed).resume(tmp_path)
+    blind = [dataclasses.replace(episode, state=0 * episode.state) for episode in EPISODES]
+    with pytest.raises(CheckpointError, match="episodes of other states"):
+        Trainer(network(), blind, SETTINGS).resume(tmp_path)
     path = tmp_path / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors cannot be read"):
@@ -172,12 +216,13 @@ def test_loss_falls_and_order_rises_on_a_moving_square():
             scores.append(value_order_correlation(model.judge(donor.as_goal(), episode.frames).potential))
         return float(np.mean(scores))
 
-    settings = TrainSettings(steps=80, episodes_per_step=8, frames_per_episode=6, shift=1, learning_rate=3e-3)
-    trainer = Trainer(network(), episodes, settings)
+    settings = TrainSettings(steps=80, tasks_per_step=2, episodes_per_task=4, frames_per_episode=6, learning_rate=3e-3)
+    trainer = Trainer(network(4), episodes, settings, dataclasses.replace(PLAIN, shift=1))  # one that knows little
     before = order(GRM(trainer.network))
     trainer.run()
-    losses = [row["hop_loss"] for row in trainer.history]
-    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.3
+    for name, share in {"hop": 0.85, "success": 0.7, "usable": 0.6, "ranking": 0.7, "state": 0.8}.items():
+        losses = [row[f"{name}_loss"] for row in trainer.history]
+        assert np.mean(losses[-10:]) < share * np.mean(losses[:10]), name
     after = order(GRM(trainer.network))
     assert after > 0.9
     assert after > before + 0.2
@@ -196,30 +241,88 @@ def test_episodes_that_cannot_be_trained_on(episodes, found):
         Trainer(network(), episodes, SETTINGS)
 
 
-def test_a_batch_draws_references_within_the_task_and_goals_from_other_episodes(monkeypatch):
-    episodes = [moving_square(seed, task=task) for seed in range(3) for task in ("right", "left")]
-    for index, episode in enumerate(episodes):  # a pixel says which episode it is of, and which frame of it
+def numbered(count: int = 6, failed=()) -> list[Episode]:
+    """One pixel value per episode and frame: 20 times the episode's number plus the frame's; tasks in turn."""
+    episodes = []
+    for index in range(count):
         film = (20 * index + np.arange(12, dtype=np.uint8))[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-        episodes[index] = dataclasses.replace(episode, views={"top": film})
-    monkeypatch.setattr("grm.train._augment", lambda images, shift, generator: torch.from_numpy(images))
-    settings = dataclasses.replace(SETTINGS, episodes_per_step=64, view_dropout=0.9)
-    batch = Trainer(network(), episodes, settings)._draw(np.random.default_rng(0))
-    assert batch.images.shape == (64, 6, 1, SIZE, SIZE, 3)
-    assert batch.present.all(), "the only view may not be dropped"
-    assert 0.7 < batch.has_goal.mean() < 1
-    which, when = np.divmod(batch.images[:, :, 0, 0, 0, 0].numpy(), 20)
+        episode = moving_square(index, task=("right", "left")[index % 2])
+        if index in failed:
+            done, half = np.zeros(12, bool), episode.progress / 2
+            episode = dataclasses.replace(episode, success=done, progress=half, behaviour="undo")
+        episodes.append(dataclasses.replace(episode, views={"top": film}))
+    return episodes
+
+
+def test_a_batch_draws_references_within_the_task_and_goals_from_other_successes():
+    episodes = numbered(failed=(4, 5))
+    settings = dataclasses.replace(SETTINGS, tasks_per_step=40, episodes_per_task=3, word_dropout=0.0)
+    batch = Trainer(network(), episodes, settings, PLAIN)._draw(np.random.default_rng(0))
+    assert batch.images.shape == (120, 4, 1, SIZE, SIZE, 3)
+    which, when = np.divmod(batch.images[:, :, 0, 0, 0, 0].astype(int), 20)
     own = which[:, 0]
-    np.testing.assert_array_equal(which[:, :4], own[:, None].repeat(4, 1))
-    np.testing.assert_allclose(batch.potential, when[:, :4] / 11, atol=1e-6)
-    np.testing.assert_array_equal(batch.success, when[:, :4] == 11)
-    np.testing.assert_array_equal(when[:, 0], 11, err_msg="how it ended is in every draw")
-    np.testing.assert_array_equal(when[:, 4], 0, err_msg="an initial frame is a first one")
-    np.testing.assert_array_equal(when[:, 5], 11, err_msg="a goal is a last frame")
-    for reference in (4, 5):
-        np.testing.assert_array_equal(which[:, reference] % 2, own % 2, err_msg="of the same task")
-    assert (which[:, 5] != own).all(), "a clip's own end may never be its goal while there is another"
-    assert 0.1 < (which[:, 4] != own).mean() < 0.6
+    np.testing.assert_array_equal(which, own[:, None].repeat(4, 1), err_msg="an episode's frames are its own")
+    np.testing.assert_array_equal(when[:, 0], 0)
+    np.testing.assert_array_equal(when[:, -1], 11, err_msg="how it ended is in every draw")
+    labels = np.stack([episode.progress for episode in episodes])
+    np.testing.assert_array_equal(batch.potential, labels[which, when].astype(np.float64))
+    np.testing.assert_array_equal(batch.success, (when == 11) & (own < 4)[:, None])
+    np.testing.assert_array_equal(batch.task, own % 2)
     assert batch.instructions == [episodes[index].instruction for index in own]
+    group = np.arange(120) // 3
+    for g in range(40):
+        assert len(set(own[group == g] % 2)) == 1, "side by side are episodes of one task"
+    assert (own[::3] < 4).all(), "the first of a task is a success"
+
+    np.testing.assert_array_equal(batch.initial % 4, 0, err_msg="an initial frame is a first one")
+    np.testing.assert_array_equal(batch.initial // 4 // 3, group)
+    assert 0.2 < (batch.initial // 4 != np.arange(120)).mean() < 0.5
+
+    known = batch.goal >= 0
+    assert 0.8 < known.mean() < 1
+    donor = batch.goal[known] // 4
+    np.testing.assert_array_equal(batch.goal[known] % 4, 3, err_msg="a goal is a last frame")
+    np.testing.assert_array_equal(donor // 3, group[known])
+    assert (own[donor] < 4).all(), "a failure shows nobody what done looks like"
+    alone = 0
+    for e, d in zip(np.flatnonzero(known), donor, strict=True):
+        others = {own[m] for m in np.flatnonzero(group == group[e]) if own[m] < 4} - {own[e]}
+        assert (own[d] in others) if others else (own[d] == own[e])
+        alone += not others
+    assert 0 < alone < len(donor) / 2, "an own end is the goal only where there is no other"
+
+
+def test_without_goals_or_swaps_none_are_drawn():
+    settings = dataclasses.replace(SETTINGS, goal_dropout=1.0, swap_initial=0.0)
+    batch = Trainer(network(), numbered(), settings)._draw(np.random.default_rng(0))
+    np.testing.assert_array_equal(batch.goal, -1)
+    np.testing.assert_array_equal(batch.initial, 4 * np.arange(4))
+    hopeless = Trainer(network(), numbered(2, failed=(0, 1)), SETTINGS)._draw(np.random.default_rng(0))
+    np.testing.assert_array_equal(hopeless.goal, -1, err_msg="nobody of the task ever succeeded")
+
+
+def test_focus_is_the_first_episodes_task():
+    settings = dataclasses.replace(SETTINGS, tasks_per_step=200)
+    batches = [
+        Trainer(network(), numbered(), dataclasses.replace(settings, focus=focus))._draw(np.random.default_rng(0))
+        for focus in (0.0, 0.5, 1.0)
+    ]
+    shares = [np.mean(batch.task == 0) for batch in batches]
+    np.testing.assert_allclose(shares, [0.5, 0.75, 1.0], atol=0.08)
+    assert shares[2] == 1
+
+
+def test_words_are_left_out_but_never_all_of_them():
+    sentence = "put the red block into the bin"
+    assert _drop_words(sentence, 0.0, np.random.default_rng(0)) == sentence
+    assert _drop_words(sentence, 1.0, np.random.default_rng(0)) == sentence
+    generator = np.random.default_rng(0)
+    drawn = [_drop_words(sentence, 0.3, generator) for _ in range(200)]
+    lengths = [len(words.split()) for words in drawn]
+    assert 0.6 < np.mean(lengths) / 7 < 0.8
+    for words in drawn:
+        rest = iter(sentence.split())
+        assert all(word in rest for word in words.split()), "another order"
 
 
 class Brightness(MultiViewNetwork):
@@ -229,11 +332,16 @@ class Brightness(MultiViewNetwork):
         return images.mean((2, 3, 4))[..., None].expand(*images.shape[:2], TINY.features)
 
     def pool(self, tokens, present):
-        return tokens.mean(-2)
+        return torch.cat([tokens.mean(-2)] * TINY.pools, -1)
 
     def hop_logits(self, text, init, goal, before, after):
         self.asked = torch.stack([init, goal, before, after])[..., 0]
         return super().hop_logits(text, init, goal, before, after)
+
+
+def losses_of(trainer: Trainer, batch: _Batch | None = None) -> dict[str, torch.Tensor]:
+    batch = batch or trainer._draw(np.random.default_rng(0))
+    return trainer._losses(batch, np.random.default_rng(1))
 
 
 def test_every_ordered_pair_and_both_anchors_are_asked_with_their_own_labels(monkeypatch):
@@ -243,23 +351,22 @@ def test_every_ordered_pair_and_both_anchors_are_asked_with_their_own_labels(mon
     episode = dataclasses.replace(
         moving_square(0), views={"top": film}, progress=(levels / 255).astype(np.float32)
     )  # as bright as it is far along
-    plain = lambda images, shift, generator: torch.from_numpy(images).permute(0, 1, 2, 5, 3, 4) / 255  # noqa: E731
-    monkeypatch.setattr("grm.train._augment", plain)
     labels, kept = [], []
     monkeypatch.setattr("grm.train.hops_of_pairs", lambda b, a: labels.append((b, a)) or np.zeros(b.shape))
     monkeypatch.setattr("grm.train._balance", lambda hops, valid: kept.append(valid) or valid.astype(np.float32))
     torch.manual_seed(0)
     model = Brightness(TINY)
-    trainer = Trainer(model, [episode], dataclasses.replace(SETTINGS, goal_dropout=0.5, episodes_per_step=8))
+    settings = dataclasses.replace(SETTINGS, tasks_per_step=4, goal_dropout=0.5)
+    trainer = Trainer(model, [episode], settings, PLAIN)
     batch = trainer._draw(np.random.default_rng(0))
-    trainer._losses(batch)
+    losses_of(trainer, batch)
     [(before, after)], [valid] = labels, kept
     init, goal, asked_before, asked_after = model.asked.detach().numpy()
     assert valid.shape == (8, 6, 4)  # befores: four frames, initial, goal; afters: four frames
     np.testing.assert_allclose(asked_before[valid], before[valid], atol=1e-3)
     np.testing.assert_allclose(asked_after, after, atol=1e-3)
     np.testing.assert_array_equal(init, 0)
-    known = batch.has_goal
+    known = batch.goal >= 0
     assert 0 < known.sum() < 8
     np.testing.assert_array_equal(goal[known], 1)
     np.testing.assert_array_equal(goal[~known], model.no_goal[0].item())
@@ -270,24 +377,172 @@ def test_every_ordered_pair_and_both_anchors_are_asked_with_their_own_labels(mon
     np.testing.assert_array_equal(valid, expected)
 
 
-def test_view_dropout_is_per_episode_and_leaves_one():
-    settings = dataclasses.replace(SETTINGS, view_dropout=1.0, episodes_per_step=40)
-    present = Trainer(network(), EPISODES, settings)._draw(np.random.default_rng(0)).present
-    assert (present.sum(-1) == 1).all()
-    assert (present == present[:, :1]).all(), "a view is gone in all moments of an episode alike"
-    assert len(present[:, 0].float().argmax(-1).unique()) == 2
+def test_moments_that_show_nothing_teach_nothing():
+    losses = losses_of(Trainer(network(), EPISODES, SETTINGS, dataclasses.replace(PLAIN, blind=1.0)))
+    assert {name: losses[name].item() for name in ("hop", "success", "ranking", "state")} == dict.fromkeys(
+        ("hop", "success", "ranking", "state"), 0.0
+    )
 
 
-def test_augmentation_is_alike_in_all_moments_of_a_view():
+def test_frames_just_before_success_are_asked_to_be_neither(monkeypatch):
+    asked = []
+    original = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def spy(logit, target, weight=None):
+        asked.append((target, weight))
+        return original(logit, target, weight)
+
+    monkeypatch.setattr("grm.train.F.binary_cross_entropy_with_logits", spy)
+    trainer = Trainer(network(), EPISODES, SETTINGS, PLAIN)
+    batch = trainer._draw(np.random.default_rng(0))
+    potential = np.tile([0.0, 0.9, 0.95, 1.0], (4, 1))
+    success = np.tile([False, False, False, True], (4, 1))
+    losses_of(trainer, dataclasses.replace(batch, potential=potential, success=success))
+    (target, weight), _ = asked
+    np.testing.assert_array_equal(target, success)
+    np.testing.assert_array_equal(weight, np.tile([1, 1, 0, 1], (4, 1)))
+
+
+def test_a_member_learns_nothing_from_an_episode_that_is_not_its_own():
+    trainer = Trainer(network(), EPISODES, SETTINGS, PLAIN)
+    batch = trainer._draw(np.random.default_rng(0))
+    members = np.ones((4, TINY.members), bool)
+    members[:, 0] = False
+    total = torch.stack(list(losses_of(trainer, dataclasses.replace(batch, members=members)).values())).sum()
+    total.backward()
+    largest = [max(p.grad.abs().max().item() for p in m.parameters()) for m in trainer.network.members]
+    assert largest[0] == 0
+    assert min(largest[1:]) > 1e-6
+
+
+def test_who_learns_from_what_is_drawn_once():
+    def drawn(**changes):
+        trainer = Trainer(network(), EPISODES * 30, dataclasses.replace(SETTINGS, **changes))
+        return np.stack([trace.members for trace in trainer.traces])
+
+    members = drawn()
+    assert members.shape == (180, TINY.members)
+    np.testing.assert_allclose(members.mean(0), 0.7, atol=0.12)
+    assert members.any(1).all(), "an episode nobody learns from"
+    assert len({row.tobytes() for row in members.T}) == TINY.members, "members that are one and the same"
+    np.testing.assert_array_equal(drawn(), members)
+    assert (drawn(seed=6) != members).any()
+    assert drawn(bootstrap=0.0).all()
+    trainer = Trainer(network(), numbered(), SETTINGS)
+    batch = trainer._draw(np.random.default_rng(0))
+    own = batch.images[:, 0, 0, 0, 0, 0] // 20
+    np.testing.assert_array_equal(batch.members, [trainer.traces[index].members for index in own])
+
+
+def ranked(potential, forward, *, task=(0,), valid=True) -> float:
+    potential, forward = np.atleast_2d(potential), torch.tensor(np.atleast_2d(forward), dtype=torch.float32)
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(_Batch)), None)
+    batch = _Batch(**fields | {"potential": potential, "task": np.array(task)})
+    return _ranking_loss(forward, batch, np.full(potential.shape, valid)).item()
+
+
+def test_ranking_by_hand():
+    right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))  # 0.2 apart, in units of 0.1
+    assert ranked([0.2, 0.8], [0.3, 0.5]) == pytest.approx(right, abs=1e-5)
+    assert ranked([0.8, 0.2], [0.3, 0.5]) == pytest.approx(wrong, abs=1e-5)
+    assert ranked([[0.2], [0.8]], [[0.3], [0.5]], task=(1, 1)) == pytest.approx(right, abs=1e-5), "across episodes"
+    assert ranked([[0.2], [0.8]], [[0.3], [0.5]], task=(0, 1)) == 0, "tasks are not compared"
+    assert ranked([0.2, 0.8], [0.3, 0.5], valid=[True, False]) == 0
+    assert ranked([0.2, 0.24], [0.3, 0.5]) == 0, "as good as equal"
+    three = [right, np.log1p(np.exp(-4)), right]  # mean over the pairs there are
+    assert ranked([0.0, 0.5, 1.0], [0.1, 0.3, 0.5]) == pytest.approx(np.mean(three), abs=1e-5)
+
+
+class Fitting(MultiViewNetwork):
+    """Instruction, initial frame and goal are numbers of tasks: they fit where all three are the same."""
+
+    def fits_logit(self, text, init, goal):
+        self.asked = [*getattr(self, "asked", []), torch.stack([text, init, goal], -1)]
+        return 100.0 * ((text == init) & (init == goal)) - 50.0
+
+
+def test_fits_is_asked_of_the_own_and_of_another_tasks_instruction_and_goal():
+    task = np.array([0, 0, 1, 1, 2])
+    numbers = torch.from_numpy(task).float()
+    model = Fitting(TINY)
+    assert _fits_loss(model, task, numbers, numbers, numbers, np.random.default_rng(0)).item() < 1e-6
+    wrong = model.asked[1:]
+    assert len(wrong) == 3
+    for questions, foreign in zip(wrong, (0, 0, 2), strict=True):
+        for place in range(3):
+            assert ((questions[:, place] != numbers) == (place == foreign)).all()
+    assert _fits_loss(model, np.zeros(3, int), *[torch.zeros(3)] * 3, np.random.default_rng(0)) is None
+    blind = Fitting(TINY)
+    blind.fits_logit = lambda text, init, goal: 0.0 * text
+    undecided = _fits_loss(blind, task, numbers, numbers, numbers, np.random.default_rng(0)).item()
+    assert undecided == pytest.approx(2 * np.log(2), abs=1e-5)
+
+
+def test_a_privileged_state_is_named_where_there_is_one():
+    episodes = list(EPISODES)
+    unknown = [1, 4]
+    for index in unknown:
+        episodes[index] = dataclasses.replace(episodes[index], state=np.zeros((12, 3), np.float32))
+    trainer = Trainer(network(), episodes, dataclasses.replace(SETTINGS, tasks_per_step=6), PLAIN)
+    known = np.concatenate([episode.state for index, episode in enumerate(episodes) if index not in unknown])
     generator = np.random.default_rng(0)
-    images = np.repeat(generator.integers(0, 255, (2, 1, 2, 8, 8, 3), dtype=np.uint8), 3, axis=1)
-    result = _augment(images, 2, np.random.default_rng(1))
-    assert result.shape == (2, 3, 2, 3, 8, 8)
-    assert (result >= 0).all()
-    assert (result <= 1).all()
-    assert (result == result[:, :1]).all()
-    plain = torch.from_numpy(images).permute(0, 1, 2, 5, 3, 4) / 255
-    assert (result - plain).abs().mean() > 0.02
+    for index, trace in enumerate(trainer.traces):
+        state = trainer._state(trace, np.array([0, 5]))
+        assert state.shape == (2, 2)
+        if index in unknown:
+            assert np.isnan(state).all()
+        else:
+            expected = (trace.state[[0, 5]] - known.mean(0)) / (known.std(0) + 1e-3)
+            np.testing.assert_allclose(state, expected, rtol=1e-5)
+    batch = trainer._draw(generator)
+    there = ~np.isnan(batch.state)
+    assert 0 < there.mean() < 1
+    with torch.no_grad():
+        trainer.privileged[-1].weight.zero_()
+        trainer.privileged[-1].bias.zero_()
+    x = np.abs(batch.state[there])
+    expected = np.where(x < 1, x**2 / 2, x - 0.5).mean()  # of a head that names the mean
+    assert losses_of(trainer, batch)["state"].item() == pytest.approx(SETTINGS.privileged * expected, rel=1e-4)
+
+
+def test_no_privileged_head_without_one_kind_of_state():
+    blind = [dataclasses.replace(episode, state=0 * episode.state) for episode in EPISODES]
+    mixed = [EPISODES[0], dataclasses.replace(EPISODES[1], state=np.ones((12, 5), np.float32))]
+    off = dataclasses.replace(SETTINGS, privileged=0.0)
+    for episodes, settings in ((blind, SETTINGS), (mixed, SETTINGS), (EPISODES, off)):
+        trainer = Trainer(network(), episodes, settings, PLAIN)
+        batch = trainer._draw(np.random.default_rng(0))
+        assert batch.state.shape == (4, 4, 0)
+        assert "state" not in losses_of(trainer, batch)
+
+
+@pytest.mark.parametrize(("floor", "scale"), [(0.05, 1.5), (0.1, 0.5)])
+def test_calibration_recovers_the_deviation_of_the_error(floor, scale):
+    generator, count = np.random.default_rng(0), 3000
+    spread, truth = generator.uniform(0.02, 0.3, count), generator.uniform(0, 1, count)
+    potential = truth + generator.normal(0, floor + scale * spread)
+    unknown = np.full(50, np.nan)
+    model = network()
+    calibrate(
+        model,
+        np.concatenate([potential, unknown, np.ones(50), np.ones(50)]),
+        np.concatenate([truth, np.ones(50), unknown, np.zeros(50)]),
+        np.concatenate([spread, unknown, np.ones(50), unknown]),
+    )
+    np.testing.assert_allclose(model.calibration, [floor, scale], atol=0.15)
+    found = model.calibration[0].item() + model.calibration[1].item() * spread
+    assert np.abs(found / (floor + scale * spread) - 1).mean() < 0.05
+    model.calibration.copy_(torch.tensor([0.02, 0.5]))
+    second = network()
+    calibrate(second, potential, truth, spread)
+    calibrate(model, potential, truth, spread)  # of a network whose spread is 0.02 + 0.5 raw
+    f, c = second.calibration.tolist()
+    np.testing.assert_allclose(model.calibration, [f + c * 0.02, c * 0.5], rtol=1e-5)
+
+
+def test_nothing_to_calibrate_on():
+    with pytest.raises(TraceError, match="no judged and labelled frame"):
+        calibrate(network(), np.array([0.5, np.nan]), np.array([np.nan, 0.5]), np.array([0.1, 0.1]))
 
 
 def test_two_hot_targets_mean_the_hop():
@@ -308,7 +563,7 @@ def test_balance_weighs_rare_hops_more_and_what_is_invalid_not_at_all():
     assert weights[0, 0, 0] == 1
     assert weights[0, 0, 1] == pytest.approx(1 / np.sqrt(6))
     assert weights[0, 1, 1] == 0
-    np.testing.assert_allclose(weights[0, 2:], 2 / np.sqrt(6))
+    np.testing.assert_allclose(weights[0, 2:], 4 / np.sqrt(6))
 
 
 def test_schedule_warms_up_and_falls_to_zero():
@@ -324,7 +579,8 @@ def test_schedule_warms_up_and_falls_to_zero():
 def old() -> GRM:
     model = GRM(network())
     with torch.no_grad():
-        model.network.hop[-1].weight *= 10
+        for member in model.network.members:
+            member[-1].weight *= 10
     return model
 
 
@@ -333,6 +589,10 @@ def test_adapting_makes_a_new_model_and_leaves_the_old_one(old):
     task, frames = demonstration.as_goal(), moving_square(8).frames
     said = old.judge(task, frames).potential
     adapted = adapt(old, demonstration, EPISODES, steps=3, seed=1)
+    assert (adapted.network.encoder[-1].weight != old.network.encoder[-1].weight).any()
+    lighter = adapt(old, demonstration, EPISODES, steps=3, seed=1, train_encoder=False)
+    assert_same(weights(lighter.network.encoder), weights(old.network.encoder))
+    assert (lighter.network.hop[0].weight != old.network.hop[0].weight).any()
     assert_same(weights(old.network), before)
     np.testing.assert_array_equal(old.judge(task, frames).potential, said)
     assert (adapted.judge(task, frames).potential != said).any()
@@ -357,7 +617,8 @@ def test_replay_may_have_more_views_than_the_demonstration(old):
     assert [trace.task for trace in trainer.traces] == ["right-v0", "left-v0", "left-v0", "left-v0"], (
         "replay is of other tasks, and of those that were seen by the demonstration's cameras"
     )
-    assert all(trace.names == ("top",) for trace in trainer.traces)
+    assert all(tuple(trace.views) == ("top",) for trace in trainer.traces)
+    assert (trainer.settings.focus, trainer.settings.bootstrap) == (0.5, 0.0)
 
 
 def test_a_failed_demonstration_is_refused(old):
@@ -376,9 +637,9 @@ def test_the_state_is_json_and_safetensors(uninterrupted, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(network(), [moving_square(0), moving_square(1)], TrainSettings(steps=2, episodes_per_step=2))
+    trainer = Trainer(network(), [moving_square(0), moving_square(1)], dataclasses.replace(SETTINGS, steps=2))
     infinite = torch.tensor(float("inf"))
-    monkeypatch.setattr(trainer, "_losses", lambda batch: (infinite, torch.tensor(0.0)))
+    monkeypatch.setattr(trainer, "_losses", lambda batch, generator: {"hop": infinite})
     with pytest.raises(DivergedError, match="step 0"):
         trainer.run()
     assert trainer.step == 0
@@ -387,8 +648,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch
 def test_pictures_of_any_size_train_together_at_the_size_the_network_sees():
     large = moving_square(1, size=3 * SIZE)
     trainer = Trainer(network(), [moving_square(0), large], dataclasses.replace(SETTINGS, steps=1))
-    assert {trace.images.shape[2:4] for trace in trainer.traces} == {(SIZE, SIZE)}
-    column = trainer.traces[1].images[-1, 0].astype(int).sum((0, 2)).argmax()
+    assert {trace.views["top"].shape[1:3] for trace in trainer.traces} == {(SIZE, SIZE)}
+    column = trainer.traces[1].views["top"][-1].astype(int).sum((0, 2)).argmax()
     assert column >= SIZE - 3  # at the end the square is at the right edge, in the small picture as in the large one
     trainer.run()
     assert trainer.step == 1

@@ -121,5 +121,5 @@ def test_what_is_no_data_set_and_no_folder_for_it(root, cache, tmp_path):
             list(read_decoded(nothing, cache))
     assert not cache.exists()
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written .*choose another cache folder"):
+    with pytest.raises(OutputError, match=r"cannot be written .*choose another cache folder"):
         list(read_decoded(root, tmp_path / "file"))
