@@ -57,7 +57,7 @@ def test_the_finished_episode_knows_its_truth(env, demonstration):
     wrapper.reset(seed=4)  # as a vectorised environment does, before anyone can ask
     assert len(attempt.frames) == len(attempt.moments) == len(potential) == len(rewards) + 1
     truth = [attempt.truth(t) for t in (0, len(rewards) // 2, len(rewards))]
-    assert truth[0] == 0
+    assert 0 <= truth[0] < 0.1
     assert 0.2 < truth[1] < 0.9
     assert truth[2] == 1
     assert attempt.succeeded

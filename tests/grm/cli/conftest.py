@@ -58,9 +58,9 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """A checkpoint of random weights. Read-only."""
+    """A checkpoint of random weights, whose potential is no constant. Read-only."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_grm().save_pretrained(folder)
+    tiny_grm(11).save_pretrained(folder)
     return folder
 
 

@@ -244,6 +244,25 @@ def test_collect_goes_on_where_it_was(tmp_path, capsys):
     assert contents(out) == before, "nothing is missing, so nothing is written"
 
 
+def test_collect_in_looks_and_with_provers_of_ones_own(tmp_path, monkeypatch):
+    from envs.metaworld import MetaWorldEnv
+
+    asked, original = set(), MetaWorldEnv.true_progress
+
+    def spy(self, *, provers=3):
+        asked.add(provers)
+        return original(self, provers=provers)
+
+    monkeypatch.setattr(MetaWorldEnv, "true_progress", spy)
+    given = (*COLLECT, "--episodes", 2, "--off-demonstration", 1, "--label-every", 25, "--provers", 1)
+    assert grm(*given, "--out", tmp_path / "plain") == 0
+    assert grm(*given, "--out", tmp_path / "looks", "--appearance", 1.0) == 0
+    assert asked == {1}
+    for one, other in zip(read_episodes(tmp_path / "plain"), read_episodes(tmp_path / "looks"), strict=True):
+        np.testing.assert_array_equal(one.actions, other.actions)
+        assert np.abs(one.views["corner"].astype(int) - other.views["corner"]).mean() > 3
+
+
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -276,10 +295,58 @@ def test_train_writes_a_checkpoint_with_its_report(tmp_path, dataset):
     expected = Trainer(tiny_network(4), list(read_episodes(dataset, [0, 1])), TrainSettings(steps=3, seed=4))
     expected.run()
     for name, tensor in expected.network.state_dict().items():
-        torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+        if name != "calibration":
+            torch.testing.assert_close(model.network.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+    assert model.network.calibration[0] >= 0.005, "calibrated on the validation episodes"
+    np.testing.assert_array_equal(expected.network.calibration, [0, 1])
     assert [(e.task, e.behaviour, len(e)) for e in read_replay(out)] == [
-        ("right-v3", "undo", 8),
         ("right-v3", "expert", 8),
+        ("right-v3", "undo", 8),
+    ]
+
+
+def test_train_without_validation_is_not_calibrated(tmp_path, dataset):
+    assert grm("train", "--data", dataset, "--out", tmp_path / "out", "--steps", 1, "--validation", 0) == 0
+    np.testing.assert_array_equal(GRM.from_pretrained(tmp_path / "out").network.calibration, [0, 1])
+    assert "validation" not in json.loads((tmp_path / "out" / "config.json").read_text())["card"]
+
+
+def test_train_from_decoded_pictures_is_the_same(tmp_path, dataset, monkeypatch):
+    given = ("train", "--data", dataset, "--steps", 2, "--validation", 0.34)
+    assert grm(*given, "--out", tmp_path / "plain") == 0
+    assert grm(*given, "--out", tmp_path / "first", "--cache", tmp_path / "cache") == 0
+    monkeypatch.setattr("grm.data.decoded.read_episodes", lambda root: pytest.fail("decoded again"))
+    assert grm(*given, "--out", tmp_path / "second", "--cache", tmp_path / "cache") == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "first", "second")]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_train_goes_on_from_a_checkpoint(tmp_path, dataset, tiny):
+    out = tmp_path / "out"
+    given = ("--data", dataset, "--out", out, "--model", tiny, "--steps", 1, "--validation", 0)
+    assert grm("train", *given, "--learning-rate", 1e-6, "--seed", 7) == 0
+    old, new = GRM.from_pretrained(tiny).network, GRM.from_pretrained(out).network
+    assert (new.hop[0].weight != old.hop[0].weight).any()
+    torch.testing.assert_close(new.hop[0].weight, old.hop[0].weight, rtol=0, atol=1e-5)
+    assert json.loads((out / "config.json").read_text())["card"]["from"] == {}
+
+
+def test_the_replay_sample_is_of_all_tasks_and_of_behaviours_that_differ():
+    def named(task, *behaviours):
+        return [square(seed, task=task, behaviour=behaviour) for seed, behaviour in enumerate(behaviours)]
+
+    episodes = [
+        *named("right-v3", "noisy", "expert", "noisy", "undo", "expert", "expert", "drop", "random"),
+        *named("left-v3", "undo"),
+    ]
+    sample = [(e.task, e.behaviour, e.seed) for e in train._replay_sample(episodes)]
+    assert sample == [
+        ("left-v3", "undo", 0),
+        ("right-v3", "noisy", 0),
+        ("right-v3", "expert", 1),
+        ("right-v3", "undo", 3),
+        ("right-v3", "expert", 4),
+        ("right-v3", "drop", 6),
     ]
 
 

@@ -77,7 +77,7 @@ def test_laws(model, task, trace):
 
 @pytest.mark.parametrize("fuser", [MeanFusion(), ConsistentFusion()])
 def test_laws_with_every_fuser(fuser):
-    check_process_reward(GRM(tiny_network(1), fuser=fuser), WITH_GOAL, FRAMES)
+    check_process_reward(GRM(tiny_network(SEED), fuser=fuser), WITH_GOAL, FRAMES)
 
 
 def test_a_torchvision_backbone_by_name():
@@ -86,7 +86,7 @@ def test_a_torchvision_backbone_by_name():
 
 
 def test_the_first_potential_is_zero_and_what_follows_is_the_fusion_of_its_parts():
-    model = GRM(convinced(tiny_network()))
+    model = GRM(convinced(tiny_network(SEED)))
     judgement = model.judge(WITH_GOAL, FRAMES)
     assert judgement.potential[0] == 0
     assert judgement.incremental[0] == 0
