@@ -22,7 +22,7 @@ check:  ## Format, lint, types, import rules
 
 bench:  ## Every table of the README, in the order they depend on each other; writes benchmarks/results/
 	$(RUN) python -m benchmarks.render
-	$(RUN) python -m benchmarks.pretrain
+	$(RUN) python -m benchmarks.evaluation
 	$(RUN) python -m benchmarks.demo
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else

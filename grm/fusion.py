@@ -43,8 +43,8 @@ class Fuser(Protocol):
         """Fuse the hops of one step into (potential, spread), both (*batch).
 
         `previous` is the fused potential of the step before in [0, 1], 0 before the first step; NaN if there is none.
-        `incremental`, `forward` and `backward` are H(prev, t), H(init, t) and H(goal, t) in [-1, 1]: member 0 saw all
-        views together, further members a single view each. NaN: that member abstains from that perspective.
+        `incremental`, `forward` and `backward` are H(prev, t), H(init, t) and H(goal, t) in [-1, 1]: member 0 is
+        the model's own answer, further members are its ensemble's. NaN: that member abstains from that perspective.
 
         The potential in [0, 1] comes from member 0 and the perspectives it answered; NaN where it answered none. The
         spread is the standard deviation over all members' estimates in all perspectives; it is 0 where there is a

@@ -50,7 +50,7 @@ class RewindHead(Head):
 
 def rewound(length: int, rng: np.random.Generator, chance: float = 0.5) -> np.ndarray:
     """`FRAMES` indices of neighbouring frames: forward, and with `chance` backward again for the last of them."""
-    back = int(rng.integers(1, FRAMES // 2 + 1)) if rng.random() < chance else 0
+    back = int(rng.integers(1, FRAMES // 2)) if rng.random() < chance else 0
     forward = min(FRAMES - back, length)
     start = int(rng.integers(length - forward + 1))
     return rewind(np.arange(start, start + forward), back)
