@@ -34,7 +34,10 @@ def frames_per_second(way: str, task: str, size: int) -> float:
         ours = MetaWorldEnv(task)
         ours.reset(seed=0)
         cameras = Cameras(ours, ("corner",), height=size, width=size, quality="fast" if way == "fast" else "faithful")
-        render = lambda: cameras.render()["corner"]  # noqa: E731
+
+        def render() -> np.ndarray:
+            return cameras.render()["corner"]
+
     image = render()
     assert image.shape == (size, size, 3)
     assert np.ptp(image) > 0, "an empty picture is no frame"

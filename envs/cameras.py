@@ -50,12 +50,14 @@ _FACES = ("mesh_face", "mesh_facenormal", "mesh_facetexcoord", "mesh_facenum")
 def _merge_vertices(model: mujoco.MjModel, cell: float) -> None:
     """Move every vertex to the first one in its grid cell and drop the triangles that vanish or coincide.
 
+    A cell is `cell` metres wide, and no more than a twentieth of its mesh: a small thing keeps its shape.
     Vertex clustering: Rossignac & Borrel 1993, "Multi-resolution 3D approximations for rendering complex scenes".
     """
     for mesh in range(model.nmesh):
         vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
         start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
-        cells = np.round(vertices / cell).astype(np.int64)
+        width = min(cell, float(np.ptp(vertices, axis=0).max()) / 20)
+        cells = np.round(vertices / width).astype(np.int64)
         _, first, inverse = np.unique(cells, axis=0, return_index=True, return_inverse=True)
         faces = first[inverse.ravel()][model.mesh_face[start : start + count]]
         corners = np.sort(faces, axis=1)

@@ -370,7 +370,7 @@ class Trainer:
         shows = torch.cat([torch.ones(len(clear)), torch.zeros(len(no_view))])
         losses["usable"] = 0.1 * F.binary_cross_entropy_with_logits(shown, shows)
 
-        fits = _fits_loss(network, batch.task, text, init, goal, generator)
+        fits = _fits_loss(network, batch.task, text, init, goal, known, generator)
         if fits is not None:
             losses["fits"] = 0.2 * fits
 
@@ -498,11 +498,13 @@ def _fits_loss(
     text: Tensor,
     init: Tensor,
     goal: Tensor,
+    known: Tensor,
     generator: np.random.Generator,
 ) -> Tensor | None:
     """Tell each episode's own instruction and goal from those of another task in the batch; None if there is no other.
 
-    Mismatched text among the negatives decides more than scale: Robometer , RynnValue.
+    Mismatched instructions among the negatives, as Robometer and RynnValue have them. An episode without a goal (not
+    `known`, (E,)) lends none to another: that a picture is missing contradicts no instruction.
     """
     strangers = [np.flatnonzero(task != own) for own in task]
     if not all(map(len, strangers)):
@@ -514,7 +516,7 @@ def _fits_loss(
         [
             network.fits_logit(text[other], init, goal),
             network.fits_logit(text[third], init, goal),
-            network.fits_logit(text, init, goal[other]),
+            network.fits_logit(text, init, goal[other])[known[other]],
         ]
     )
     return F.softplus(-own).mean() + F.softplus(wrong).mean()

@@ -155,7 +155,7 @@ def _simulate(env: MetaWorldEnv, cameras: Cameras, recording: Recording, label_e
     for decision in range(length + 1):
         if decision == kept[len(states)]:
             if len(states) in asked:
-                known.append(env.true_progress())  # leaves the simulation untouched
+                known.append(env.true_progress(provers=5))  # a judge is measured here; the simulation is left as it was
             states.append(observation["state"])
             frames.append(cameras.render())
         if decision == length:

@@ -463,19 +463,37 @@ class Fitting(MultiViewNetwork):
 
 def test_fits_is_asked_of_the_own_and_of_another_tasks_instruction_and_goal():
     task = np.array([0, 0, 1, 1, 2])
-    numbers = torch.from_numpy(task).float()
+    numbers, known = torch.from_numpy(task).float(), torch.ones(5, dtype=torch.bool)
     model = Fitting(TINY)
-    assert _fits_loss(model, task, numbers, numbers, numbers, np.random.default_rng(0)).item() < 1e-6
+    assert _fits_loss(model, task, numbers, numbers, numbers, known, np.random.default_rng(0)).item() < 1e-6
     wrong = model.asked[1:]
     assert len(wrong) == 3
     for questions, foreign in zip(wrong, (0, 0, 2), strict=True):
         for place in range(3):
             assert ((questions[:, place] != numbers) == (place == foreign)).all()
-    assert _fits_loss(model, np.zeros(3, int), *[torch.zeros(3)] * 3, np.random.default_rng(0)) is None
+    assert (
+        _fits_loss(
+            model, np.zeros(3, int), *[torch.zeros(3)] * 3, torch.ones(3, dtype=torch.bool), np.random.default_rng(0)
+        )
+        is None
+    )
     blind = Fitting(TINY)
     blind.fits_logit = lambda text, init, goal: 0.0 * text
-    undecided = _fits_loss(blind, task, numbers, numbers, numbers, np.random.default_rng(0)).item()
+    undecided = _fits_loss(blind, task, numbers, numbers, numbers, known, np.random.default_rng(0)).item()
     assert undecided == pytest.approx(2 * np.log(2), abs=1e-5)
+
+
+def test_a_goal_that_is_missing_contradicts_nothing():
+    task = np.array([0, 1])
+    numbers, missing = torch.from_numpy(task).float(), torch.tensor([True, False])
+    suspicious = Fitting(TINY)  # of other goals only: all that could cost anything is asking with a stranger's goal
+    suspicious.fits_logit = lambda text, init, goal: torch.where((text == init) & (init != goal), 50.0, 0.0)
+    losses = [
+        _fits_loss(suspicious, task, numbers, numbers, numbers, known, np.random.default_rng(0)).item()
+        for known in (torch.tensor([True, True]), missing, ~missing, torch.zeros(2, dtype=torch.bool))
+    ]
+    third = (4 * np.log(2) + 50) / 5  # one of five questions is a stranger's goal, at 50
+    assert losses == pytest.approx([np.log(2) + (4 * np.log(2) + 100) / 6, *[np.log(2) + third] * 2, 2 * np.log(2)])
 
 
 def test_a_privileged_state_is_named_where_there_is_one():

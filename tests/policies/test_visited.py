@@ -49,7 +49,8 @@ def test_views_are_todays_unless_the_model_was_trained_on_others():
 def test_an_episode_is_what_the_learner_did(monkeypatch):
     asked = []
 
-    def progress(env):
+    def progress(env, provers):
+        assert provers == 5
         asked.append(float(env.raw_state[0]))
         return len(asked) / 10
 
@@ -94,7 +95,7 @@ def test_an_episode_is_what_the_learner_did(monkeypatch):
 
 @pytest.mark.parametrize(("length", "horizon"), [(10, 12), (12, 10)])
 def test_another_simulation_is_noticed(monkeypatch, length, horizon):
-    monkeypatch.setattr(MetaWorldEnv, "true_progress", lambda env: 0.0)
+    monkeypatch.setattr(MetaWorldEnv, "true_progress", lambda env, provers: 0.0)
     with pytest.raises(CheckpointError, match=f"rollout 1 of {length} decisions played back to another end at 10"):
         label_recordings([drawn_recording(0, length)], "reach-v3", horizon, views=("corner",), size=16)
 
