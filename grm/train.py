@@ -339,15 +339,8 @@ class Trainer:
         asked = usable[:, :, None] & valid[:, None]
         asked[:, np.arange(kept), np.arange(kept)] = False
 
-        def spread_over(feature: Tensor) -> Tensor:
-            return feature.expand(*size, feature.shape[-1])
-
         logits = network.hop_logits(
-            spread_over(text[:, None, None]),
-            spread_over(init[:, None, None]),
-            spread_over(goal[:, None, None]),
-            spread_over(befores[:, :, None]),
-            spread_over(frames[:, None]),
+            text[:, None, None], init[:, None, None], goal[:, None, None], befores[:, :, None], frames[:, None]
         )  # (E, K + 2, K, M, bins)
         targets = torch.from_numpy(_two_hot(hops, network.architecture.bins))
         weights = torch.from_numpy(_balance(hops, asked))[..., None] * torch.from_numpy(batch.members)[:, None, None]
@@ -355,10 +348,7 @@ class Trainer:
         losses = {"hop": (errors * weights).sum() / weights.sum().clamp(min=1e-6)}
 
         done = torch.from_numpy(batch.success.astype(np.float32))
-        wide = (count, kept, init.shape[-1])
-        logit = network.success_logit(
-            text[:, None].expand(count, kept, -1), init[:, None].expand(wide), goal[:, None].expand(wide), frames
-        )
+        logit = network.success_logit(text[:, None], init[:, None], goal[:, None], frames)
         # A frame just before success looks like success: it is asked to be neither.
         certain = torch.from_numpy((valid & (batch.success | (batch.potential < 0.93))).astype(np.float32))
         losses["success"] = 0.5 * F.binary_cross_entropy_with_logits(logit, done, certain)

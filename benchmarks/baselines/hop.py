@@ -56,18 +56,8 @@ class HopHead(Head):
             return frames
         return torch.cat([frames, self.attend(frames, demonstration)], -1)
 
-    def hop_logits(self, text: Tensor, init: Tensor, goal: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """As `MultiViewNetwork.hop_logits`, (…, M, bins): shapes broadcast instead of being equal.
-
-        The first layer is linear in init, goal, before, after, after - before, goal - after and text, so each is
-        multiplied once and not once per pair.
-        """
-        first, width = self.hop[0], init.shape[-1]
-        i, g, b, a, change, rest, t = first.weight.split([width] * 6 + [text.shape[-1]], 1)
-        reached = F.linear(after, a + change - rest) + F.linear(before, b - change)
-        shared = reached + F.linear(init, i) + F.linear(goal, g + rest) + F.linear(text, t, first.bias)
-        shared = self.hop[1:](shared)
-        return torch.stack([member(shared) for member in self.members], -2)
+    hop_logits = MultiViewNetwork.hop_logits  # of the same layers, which is all that they read
+    success_logit = MultiViewNetwork.success_logit
 
     def loss(self, batch: Sequence[Drawn], rng: np.random.Generator) -> Tensor:
         picks = [balanced_pick(drawn.clip, rng) for drawn in batch]
@@ -101,11 +91,6 @@ class HopHead(Head):
             forward = (logits[:, BEFORES].softmax(-1) * self.centres).sum(-1).mean(-1)  # (E, K)
             loss = loss + self.ranking * ranking_loss(forward, potential, batch)
         return loss
-
-    def success_logit(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> Tensor:
-        """As `MultiViewNetwork.success_logit`; (E, n) of after (E, n, P'), the others (E, 1, …)."""
-        init, goal, text = (x.expand(*after.shape[:-1], -1) for x in (init, goal, text))
-        return self.done(torch.cat([init, goal, after, goal - after, text], -1)).squeeze(-1)
 
     def judge_raw(self, shown: Shown, frames: Tensor) -> FeatureJudgement:
         """The three perspectives as `GRM` asks and fuses them, or one of them alone."""

@@ -51,19 +51,21 @@ class HashedText(nn.Module):
 
     def forward(self, texts: list[str]) -> torch.Tensor:
         """(len(texts), features)."""
-        tokens = [self._tokens(text) for text in texts]
+        tokens = [_tokens(text, self.buckets) for text in texts]
         offsets = torch.tensor([0, *[len(t) for t in tokens[:-1]]]).cumsum(0)
         device = self.embedding.weight.device
         flat = torch.tensor([token for row in tokens for token in row])
         return self.embedding(flat.to(device), offsets.to(device))
 
-    def _tokens(self, text: str) -> list[int]:
-        words = text.lower().replace("_", " ").replace("-", " ").split() or [""]
-        pieces = [*words, *(f"#{w}#"[i : i + 3] for w in words for i in range(len(w)))]
-        return [_stable_hash(piece) % self.buckets for piece in pieces]
+
+@functools.lru_cache(maxsize=4096)  # the same few instructions and cameras, frame after frame
+def _tokens(text: str, buckets: int) -> tuple[int, ...]:
+    """Buckets of its words and letter trigrams."""
+    words = text.lower().replace("_", " ").replace("-", " ").split() or [""]
+    pieces = [*words, *(f"#{w}#"[i : i + 3] for w in words for i in range(len(w)))]
+    return tuple(_stable_hash(piece) % buckets for piece in pieces)
 
 
-@functools.lru_cache(maxsize=65536)  # the same few words and cameras, frame after frame
 def _stable_hash(text: str) -> int:
     """FNV-1a, 32 bits: Python's own hash is salted anew in every process."""
     value = 2166136261

@@ -10,11 +10,11 @@ members, is the spread, calibrated on validation episodes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from ..fusion import Fuser, MeanFusion, is_cyclic
 from ..reward import Frame, PerspectiveJudgement, ProcessReward, Task
 from .backbone import HashedText, build_backbone
 from .checkpoint import load_weights, locate, read_config, save_checkpoint
+from .folded import FoldedHeads
 
 KIND = "multiview-grm"
 _CHUNK = 256  # frames encoded at once; bounds the memory of offline judging
@@ -106,13 +107,24 @@ class MultiViewNetwork(nn.Module):
         return self.usable(tokens).squeeze(-1)
 
     def hop_logits(self, text: Tensor, init: Tensor, goal: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Logits (…, M, K) of the hop from before to after; every feature (…, P), text (…, E)."""
-        shared = self.hop(torch.cat([init, goal, before, after, after - before, goal - after, text], -1))
+        """Logits (…, M, K) of the hop from before to after; every feature (…, P), text (…, E); shapes broadcast.
+
+        The first layer is linear in its inputs (init, goal, before, after, after - before, goal - after, text), so
+        that each of them is multiplied once, and not once per question that it is part of.
+        """
+        first, width = cast(nn.Linear, self.hop[0]), init.shape[-1]
+        i, g, b, a, change, rest, t = first.weight.split([width] * 6 + [text.shape[-1]], 1)
+        shared = F.linear(after, a + change - rest) + F.linear(before, b - change)
+        shared = shared + F.linear(init, i) + F.linear(goal, g + rest) + F.linear(text, t, first.bias)
+        shared = self.hop[1:](shared)
         return torch.stack([member(shared) for member in self.members], -2)
 
     def success_logit(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> Tensor:
-        """Logit (…) of the task being done in after."""
-        return self.done(torch.cat([init, goal, after, goal - after, text], -1)).squeeze(-1)
+        """Logit (…) of the task being done in after; shapes broadcast as in `hop_logits`."""
+        first, width = cast(nn.Linear, self.done[0]), init.shape[-1]
+        i, g, a, rest, t = first.weight.split([width] * 4 + [text.shape[-1]], 1)
+        shared = F.linear(after, a - rest) + F.linear(init, i) + F.linear(goal, g + rest)
+        return self.done[1:](shared + F.linear(text, t, first.bias)).squeeze(-1)
 
     def fits_logit(self, text: Tensor, init: Tensor, goal: Tensor) -> Tensor:
         """Logit (…) of instruction, initial frame and goal picture being of one and the same task."""
@@ -129,9 +141,12 @@ class _Seen:
 
     names: tuple[str, ...]
     feature: Float[np.ndarray, " p"]
+    moment: Float[np.ndarray, " both+hidden"]
+    """What it is to a question as after and as before, see `FoldedHeads.moment`."""
 
     def __post_init__(self) -> None:
         self.feature.setflags(write=False)
+        self.moment.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +156,8 @@ class Carry:
     task: Task
     goal: _Seen | None
     initial: _Seen | None = None
+    anchor: Float[np.ndarray, " both"] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """What instruction, goal and initial frame are to every question, see `FoldedHeads.anchor`; empty until then."""
     previous: _Seen | None = None
     potential: float = 0.0
     cyclic: bool = False
@@ -158,6 +175,7 @@ class GRM(ProcessReward[Frame, Carry]):
     def __init__(self, network: MultiViewNetwork, *, fuser: Fuser | None = None) -> None:
         self.network = network.eval()
         self.fuser = fuser or MeanFusion()
+        self._folded: FoldedHeads | None = None
 
     @classmethod
     def from_pretrained(cls, source: str | Path = "", *, fuser: Fuser | None = None, device: str = "cpu") -> Self:
@@ -169,7 +187,7 @@ class GRM(ProcessReward[Frame, Carry]):
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder}/config.json does not describe a network ({type(error).__name__}: {error}); expected an "
-                f"`architecture` with the fields {', '.join(field.name for field in fields(Architecture))}"
+                f"`architecture` with the fields {', '.join(f.name for f in fields(Architecture))}"
             ) from error
         network = MultiViewNetwork(architecture)
         load_weights(folder, network)
@@ -195,13 +213,13 @@ class GRM(ProcessReward[Frame, Carry]):
             raise TraceError(f"{len(carries)} carries for {len(steps)} sequences of steps; expected one each")
         seen = iter(self._see([frame for prefix in steps for frame in prefix]))
         prefixes = [[next(seen) for _ in prefix] for prefix in steps]
+        carries = [self._begin(carry, frames) for carry, frames in zip(carries, prefixes, strict=True)]
         questions: list[_Question] = []
         for carry, frames in zip(carries, prefixes, strict=True):
-            initial, previous = carry.initial, carry.previous
+            previous = carry.previous
             for frame in frames:
                 if frame.names:
-                    initial = initial or frame
-                    questions.append(_Question(carry.task, carry.goal, initial, previous or frame, frame))
+                    questions.append(_Question(carry, previous or frame, frame))
                     previous = frame
         return self._fuse(carries, prefixes, self._answer(questions))
 
@@ -217,18 +235,20 @@ class GRM(ProcessReward[Frame, Carry]):
         if len(before) != len(after):
             raise TraceError(f"{len(before)} befores for {len(after)} afters; expected one each")
         [first, *seen] = self._see([initial, *before, *after])
-        goal = self.start(task).goal
+        begun = self._begin(self.start(task), [first])
         pairs = list(zip(seen[: len(before)], seen[len(before) :], strict=True))
-        able = np.array([bool(first.names and b.names and a.names) for b, a in pairs])
-        answers = self._answer([_Question(task, goal, first, b, a) for b, a in pairs])
-        return np.where(able, [answer.hops[0, 0] for answer in answers], np.nan)
+        able = np.array([bool(first.names and b.names and a.names) for b, a in pairs], bool)
+        hops = np.full(len(pairs), np.nan)
+        answers = self._answer([_Question(begun, *pair) for pair, asked in zip(pairs, able, strict=True) if asked])
+        hops[able] = [answer.hops[0, 0] for answer in answers]
+        return hops
 
     def _fuse(
         self, carries: Sequence[Carry], prefixes: Sequence[Sequence[_Seen]], answers: Sequence["_Answer"]
     ) -> tuple[list[Carry], list[PerspectiveJudgement]]:
         """Step after step, all prefixes at once: NumPy costs as much for eight environments as for one."""
         floor, scale = self.network.calibration.tolist()
-        initial, previous = [carry.initial for carry in carries], [carry.previous for carry in carries]
+        previous = [carry.previous for carry in carries]
         potential, fit = np.array([carry.potential for carry in carries]), np.array([carry.fit for carry in carries])
         cyclic = np.array([carry.cyclic for carry in carries], bool)
         begins = np.cumsum([0, *(len(frames) for frames in prefixes)]).tolist()
@@ -246,10 +266,7 @@ class GRM(ProcessReward[Frame, Carry]):
             if not turn:
                 continue
             rows, places, numbers = np.array(turn).T
-            new = np.array([initial[row] is None for row in rows])
-            for row in rows[new]:
-                initial[row] = first = prefixes[row][t]
-                cyclic[row], fit[row] = self._begin(carries[row].task, first, carries[row].goal)
+            new = np.array([previous[row] is None for row in rows])
             hops, before = every_hop[:, :, numbers], potential[rows]
             usable = hops.copy()
             usable[1:, :, cyclic[rows]] = np.nan
@@ -269,16 +286,8 @@ class GRM(ProcessReward[Frame, Carry]):
             shown = fit[rows] * np.array([now, spread, incremental])
             columns[:, places] = [*shown, hops[1, 0], 1 + hops[2, 0], every_success[numbers]]
         ends = [
-            Carry(
-                carry.task,
-                carry.goal,
-                initial[row],
-                previous[row],
-                float(potential[row]),
-                bool(cyclic[row]),
-                float(fit[row]),
-            )
-            for row, carry in enumerate(carries)
+            Carry(c.task, c.goal, c.initial, c.anchor, previous[row], float(potential[row]), c.cyclic, c.fit)
+            for row, c in enumerate(carries)
         ]
         names = ("potential", "spread", "incremental", "forward", "backward", "success")
         judgements = []
@@ -288,20 +297,25 @@ class GRM(ProcessReward[Frame, Carry]):
         return ends, judgements
 
     @torch.inference_mode()
-    def _begin(self, task: Task, initial: _Seen, goal: _Seen | None) -> tuple[bool, float]:
-        """Asked once per prefix: whether the goal looks like the beginning, and whether it all fits, in [0, 1].
+    def _begin(self, carry: Carry, frames: Sequence[_Seen]) -> Carry:
+        """The carry with the first of `frames` that shows something as its initial one, unless it has one.
 
-        Doubt counts as fitting: a new task's words and pictures were never seen together.
+        Asked once per prefix: whether the goal looks like the beginning, and whether it all fits, in [0, 1]. Doubt
+        counts as fitting: a new task's words and pictures were never seen together.
         """
+        first = next((frame for frame in frames if frame.names), None)
+        if carry.initial is not None or first is None:
+            return carry
         network, device = self.network, self.network.no_goal.device
-        first = torch.tensor(initial.feature, device=device)
-        last = network.no_goal if goal is None else torch.tensor(goal.feature, device=device)
-        text = network.text([task.instruction])[0]
-        fit = float((3 * (network.fits_logit(text, first, last) + 1)).sigmoid())
-        if goal is None:
-            return False, fit
-        hop = network.expected_hop(network.hop_logits(text, first, last, first, last)).mean()
-        return bool(is_cyclic(float(hop))), fit
+        begun = torch.tensor(first.feature, device=device)
+        done = network.no_goal if carry.goal is None else torch.tensor(carry.goal.feature, device=device)
+        text = network.text([carry.task.instruction])[0]
+        anchor = self._heads.anchor(text, begun, done).cpu().numpy()
+        anchor.setflags(write=False)
+        fit = float((3 * (network.fits_logit(text, begun, done) + 1)).sigmoid())
+        hop = network.expected_hop(network.hop_logits(text, begun, done, begun, done)).mean()
+        cyclic = carry.goal is not None and bool(is_cyclic(float(hop)))
+        return Carry(carry.task, carry.goal, first, anchor, None, carry.potential, cyclic, fit)
 
     @torch.inference_mode()
     def _see(self, frames: Sequence[Frame]) -> list[_Seen]:
@@ -310,7 +324,8 @@ class GRM(ProcessReward[Frame, Carry]):
         for index, frame in enumerate(frames):
             names = tuple(sorted(frame.views))
             groups.setdefault((names, *(frame.views[n].shape for n in names)), []).append(index)
-        nothing = _Seen((), np.zeros(self.network.frame_features, np.float32))
+        heads = self._heads
+        nothing = _Seen((), np.zeros(self.network.frame_features, np.float32), np.zeros(0, np.float32))
         seen = [nothing] * len(frames)
         device = self.network.no_goal.device
         for (names, *_), indices in groups.items():
@@ -320,10 +335,11 @@ class GRM(ProcessReward[Frame, Carry]):
                 chunk = indices[begin : begin + _CHUNK]
                 tokens = self.network.encode(self._images([frames[i] for i in chunk], names, device), names)
                 usable = self.network.usable_logit(tokens) > 0
-                features = self.network.pool(tokens, usable).cpu().numpy()
-                for index, feature, shows in zip(chunk, features, usable.tolist(), strict=True):
+                pooled = self.network.pool(tokens, usable)
+                features, moments = pooled.cpu().numpy(), heads.moment(pooled).cpu().numpy()
+                for index, feature, moment, shows in zip(chunk, features, moments, usable.tolist(), strict=True):
                     kept = tuple(name for name, good in zip(names, shows, strict=True) if good)
-                    seen[index] = _Seen(kept, feature.copy()) if kept else nothing
+                    seen[index] = _Seen(kept, feature.copy(), moment.copy()) if kept else nothing
         return seen
 
     def _images(self, frames: Sequence[Frame], names: Sequence[str], device: torch.device) -> Tensor:
@@ -331,8 +347,8 @@ class GRM(ProcessReward[Frame, Carry]):
         size = self.network.architecture.image_size
 
         def load(pictures: list[np.ndarray]) -> Tensor:
-            stack = torch.from_numpy(np.stack(pictures)).to(device)
-            return stack.permute(0, 3, 1, 2).float().div_(255)  # channels stay last: convolutions are faster so
+            stack = torch.from_numpy(np.concatenate(pictures)).to(device).unflatten(0, (len(pictures), -1))
+            return stack.permute(0, 3, 1, 2) / 255  # channels stay last: convolutions are faster so
 
         if all(frames[0].views[name].shape == (size, size, 3) for name in names):
             return load([frame.views[name] for frame in frames for name in names]).unflatten(0, (-1, len(names)))
@@ -353,30 +369,31 @@ class GRM(ProcessReward[Frame, Carry]):
         return answers
 
     def _ask(self, questions: Sequence["_Question"]) -> list["_Answer"]:
-        network, device = self.network, self.network.no_goal.device
-        known = [q.goal is not None for q in questions]
-        moments = [(q.initial, q.goal or q.initial, q.before, q.after) for q in questions]
-        features = np.stack([seen.feature for four in moments for seen in four]).reshape(len(questions), 4, -1)
-        init, goal, before, after = torch.from_numpy(features).to(device).unbind(1)
-        if not all(known):
-            goal = torch.where(torch.tensor(known, device=device)[:, None], goal, network.no_goal)
-        instructions = list(dict.fromkeys(q.task.instruction for q in questions))
-        which = [instructions.index(q.task.instruction) for q in questions]
-        text = network.text(instructions)[which]
-        befores = torch.stack([before, init, goal])
-        text3, init3, goal3, after3 = (x.expand(3, *x.shape) for x in (text, init, goal, after))
-        hops = network.expected_hop(network.hop_logits(text3, init3, goal3, befores, after3))
+        heads, device = self._heads, self.network.no_goal.device
+        known = np.array([q.carry.goal is not None for q in questions])
+        anchors = torch.from_numpy(np.stack([q.carry.anchor for q in questions])).to(device)
+        moments = [(q.after, q.before, q.carry.initial, q.carry.goal or q.carry.initial) for q in questions]
+        seen = torch.from_numpy(np.stack([m.moment for column in zip(*moments, strict=True) for m in column]))
+        seen = seen.to(device).unflatten(0, (4, -1))
+        asked, befores = anchors + seen[0, :, : heads.both], seen[1:, :, heads.both :]  # before, initial, goal
+        hops = heads.hops((asked[:, : heads.hidden] + befores).flatten(0, 1)).unflatten(0, (3, -1))
         hops = torch.cat([hops.mean(-1, keepdim=True), hops], -1).double().cpu().numpy()  # (3, B, 1 + M)
-        hops[2, ~np.array(known)] = np.nan
-        success = network.success_logit(text, init, goal, after).sigmoid().cpu().numpy()
+        hops[2, ~known] = np.nan
+        success = heads.success(asked[:, heads.hidden :]).cpu().numpy()
         return [_Answer(hops[:, b], float(success[b])) for b in range(len(questions))]
+
+    @property
+    def _heads(self) -> FoldedHeads:
+        """Folded anew when the network was trained, loaded or moved meanwhile."""
+        network = self.network
+        if self._folded is None or not self._folded.fresh:
+            self._folded = FoldedHeads(network.hop, network.members, network.done, network.centres)
+        return self._folded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Question:
-    task: Task
-    goal: _Seen | None
-    initial: _Seen
+    carry: Carry
     before: _Seen
     after: _Seen
 

@@ -335,7 +335,7 @@ class Brightness(MultiViewNetwork):
         return torch.cat([tokens.mean(-2)] * TINY.pools, -1)
 
     def hop_logits(self, text, init, goal, before, after):
-        self.asked = torch.stack([init, goal, before, after])[..., 0]
+        self.asked = torch.stack(torch.broadcast_tensors(init, goal, before, after))[..., 0]
         return super().hop_logits(text, init, goal, before, after)
 
 

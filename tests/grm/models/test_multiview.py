@@ -156,6 +156,34 @@ class Brightness(MultiViewNetwork):
         return logits[..., 0].clamp(-1, 1)
 
 
+class BrightHeads:
+    """What `FoldedHeads` would be of `Brightness`."""
+
+    hidden, both, fresh = 1, 2, True
+
+    def __init__(self, network: Brightness) -> None:
+        self.network = network
+
+    def moment(self, features):
+        level = features[:, :1]
+        return torch.cat([level, torch.zeros_like(level), -level], 1)
+
+    def anchor(self, text, initial, goal):
+        return torch.zeros(2)
+
+    def hops(self, asked):
+        return (asked + torch.tensor(self.network.offsets)).clamp(-1, 1)
+
+    def success(self, asked):
+        return torch.full((len(asked),), 0.5)
+
+
+def bright(network: Brightness) -> GRM:
+    model = GRM(network)
+    model._folded = BrightHeads(network)
+    return model
+
+
 class Picky(Brightness):
     """Takes nearly black pictures for broken ones."""
 
@@ -168,7 +196,7 @@ def shade(**levels: float) -> Frame:
 
 
 def test_each_perspective_asks_its_own_question():
-    model = GRM(Brightness(TINY))
+    model = bright(Brightness(TINY))
     steps = [shade(top=0.0, side=0.2), shade(top=0.4, side=0.4), shade(top=0.2, side=0.6), BLANK, shade(top=1.0)]
     judgement = model.judge(Task(instruction="brighter", goal=shade(top=0.8, side=0.8)), steps)
     seen = [0, 1, 2, 4]
@@ -184,7 +212,7 @@ def test_each_perspective_asks_its_own_question():
 
 def test_the_potential_is_the_members_mean_and_the_spread_their_disagreement():
     network = Brightness(TINY)
-    model, steps = GRM(network), [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
+    model, steps = bright(network), [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
     agreed = model.judge(WITHOUT_GOAL, steps)
     assert agreed.potential[1] == pytest.approx(0.4, abs=5e-3)
     assert agreed.spread[1] == pytest.approx(0, abs=1e-6)
@@ -197,8 +225,8 @@ def test_the_potential_is_the_members_mean_and_the_spread_their_disagreement():
 
 
 def test_a_real_ensembles_members_answer_differently(model):
-    question = [_Question(WITH_GOAL, *model._see([GOAL, *FRAMES[:3]]))]
-    [answer] = model._answer(question)
+    [carry], _ = model.extend([model.start(WITH_GOAL)], [FRAMES[:1]])
+    [answer] = model._answer([_Question(carry, *model._see(FRAMES[1:3]))])
     assert answer.hops.shape == (3, 1 + TINY.members)
     np.testing.assert_allclose(answer.hops[:, 0], answer.hops[:, 1:].mean(1), atol=1e-6)
     assert answer.hops[:, 1:].std(1).min() > 1e-3
@@ -225,7 +253,7 @@ def test_what_does_not_fit_scales_potential_and_spread():
     network.calibration.copy_(torch.tensor([0.05, 2.0]))
     task = Task(instruction="brighter", goal=shade(top=0.8))
     steps = [shade(top=0.1), shade(top=0.4), shade(top=0.3), shade(top=0.6)]
-    model = GRM(network)
+    model = bright(network)
     fitting = model.judge(task, steps)
     network.fit = -1.5
     [carry], [strange] = model.extend([model.start(task)], [steps])
@@ -246,7 +274,7 @@ def test_what_does_not_fit_scales_potential_and_spread():
 
 
 def test_an_unusable_picture_is_as_if_its_camera_were_absent():
-    model = GRM(Picky(TINY))
+    model = bright(Picky(TINY))
     task = Task(instruction="brighter", goal=shade(top=0.8, side=0.8))
     broken = [shade(top=0.1, side=0.2), shade(top=0.0, side=0.4), shade(top=0.0, side=0.0), shade(top=0.6, side=0.0)]
     absent = [broken[0], shade(side=0.4), BLANK, shade(top=0.6)]
@@ -262,7 +290,7 @@ def test_an_unusable_picture_is_as_if_its_camera_were_absent():
 
 
 def test_unusable_first_frames_and_goals_are_none():
-    model = GRM(Picky(TINY))
+    model = bright(Picky(TINY))
     black = shade(top=0.0, side=0.0)
     judgement = model.judge(Task(instruction="brighter", goal=black), [black, shade(top=0.2), shade(top=0.6)])
     np.testing.assert_array_equal(judgement.judged, [False, True, True])
@@ -277,7 +305,7 @@ def test_a_new_network_takes_every_picture_for_usable():
 
 
 def test_bare_hops_abstain_where_one_of_the_frames_shows_nothing():
-    model = GRM(Picky(TINY))
+    model = bright(Picky(TINY))
     levels = [shade(top=0.2), shade(top=0.5), BLANK, shade(top=0.0), shade(side=0.7)]
     after = [shade(top=0.5), shade(top=0.3), levels[0], levels[0], levels[0]]
     hops = model.hops(WITHOUT_GOAL, levels[0], levels, after)
@@ -327,8 +355,9 @@ def test_carries_are_small_and_cannot_be_written_to(model):
     [carry], _ = model.extend([model.start(WITH_GOAL)], [FRAMES])
     for seen in (carry.goal, carry.initial, carry.previous):
         assert seen.feature.shape == (TINY.pools * TINY.features,)
-        with pytest.raises(ValueError, match="read-only"):
-            seen.feature[0] = 0
+        for kept in (seen.feature, seen.moment, carry.anchor):
+            with pytest.raises(ValueError, match="read-only"):
+                kept[0] = 0
 
 
 def test_more_frames_than_fit_one_pass(model, monkeypatch):
