@@ -221,7 +221,7 @@ class GRM(ProcessReward[Frame, Carry]):
                 if frame.names:
                     questions.append(_Question(carry, previous or frame, frame))
                     previous = frame
-        return self._fuse(carries, prefixes, self._answer(questions))
+        return self._fuse(carries, prefixes, *self._answer(questions))
 
     def judge(self, task: Task, steps: Sequence[Frame]) -> PerspectiveJudgement:
         """See `ProcessReward`; one pass of the encoder over all frames."""
@@ -239,12 +239,16 @@ class GRM(ProcessReward[Frame, Carry]):
         pairs = list(zip(seen[: len(before)], seen[len(before) :], strict=True))
         able = np.array([bool(first.names and b.names and a.names) for b, a in pairs], bool)
         hops = np.full(len(pairs), np.nan)
-        answers = self._answer([_Question(begun, *pair) for pair, asked in zip(pairs, able, strict=True) if asked])
-        hops[able] = [answer.hops[0, 0] for answer in answers]
+        answers, _ = self._answer([_Question(begun, *pair) for pair, asked in zip(pairs, able, strict=True) if asked])
+        hops[able] = answers[0, 0]
         return hops
 
     def _fuse(
-        self, carries: Sequence[Carry], prefixes: Sequence[Sequence[_Seen]], answers: Sequence["_Answer"]
+        self,
+        carries: Sequence[Carry],
+        prefixes: Sequence[Sequence[_Seen]],
+        every_hop: Float[np.ndarray, "3 members n"],
+        every_success: Float[np.ndarray, " n"],
     ) -> tuple[list[Carry], list[PerspectiveJudgement]]:
         """Step after step, all prefixes at once: NumPy costs as much for eight environments as for one."""
         floor, scale = self.network.calibration.tolist()
@@ -260,8 +264,6 @@ class GRM(ProcessReward[Frame, Carry]):
                     turns[t].append((row, begins[row] + t, asked))
                     asked += 1
         columns = np.full((6, begins[-1]), np.nan)
-        every_hop = np.stack([answer.hops for answer in answers], -1) if answers else np.empty((3, 1, 0))
-        every_success = np.array([answer.success for answer in answers])
         for t, turn in enumerate(turns):
             if not turn:
                 continue
@@ -361,26 +363,33 @@ class GRM(ProcessReward[Frame, Carry]):
         return torch.stack(per_view, 1)
 
     @torch.inference_mode()
-    def _answer(self, questions: Sequence["_Question"]) -> list["_Answer"]:
-        """All hops of all questions in one pass of the heads per chunk; member 0 is the mean of the ensemble."""
-        answers: list[_Answer] = []
-        for begin in range(0, len(questions), _CHUNK):
-            answers += self._ask(questions[begin : begin + _CHUNK])
-        return answers
+    def _answer(
+        self, questions: Sequence["_Question"]
+    ) -> tuple[Float[np.ndarray, "3 members n"], Float[np.ndarray, " n"]]:
+        """Hops from before, from the initial frame and from the goal, and P(done), of n questions.
 
-    def _ask(self, questions: Sequence["_Question"]) -> list["_Answer"]:
+        One pass of the heads per chunk; member 0 is the mean over the others.
+        """
+        chunks = [self._ask(questions[begin : begin + _CHUNK]) for begin in range(0, len(questions), _CHUNK)]
+        if not chunks:
+            return np.empty((3, 1, 0)), np.empty(0)
+        hops, success = zip(*chunks, strict=True)
+        return np.concatenate(hops, -1), np.concatenate(success)
+
+    def _ask(
+        self, questions: Sequence["_Question"]
+    ) -> tuple[Float[np.ndarray, "3 members n"], Float[np.ndarray, " n"]]:
         heads, device = self._heads, self.network.no_goal.device
         known = np.array([q.carry.goal is not None for q in questions])
         anchors = torch.from_numpy(np.stack([q.carry.anchor for q in questions])).to(device)
         moments = [(q.after, q.before, q.carry.initial, q.carry.goal or q.carry.initial) for q in questions]
-        seen = torch.from_numpy(np.stack([m.moment for column in zip(*moments, strict=True) for m in column]))
-        seen = seen.to(device).unflatten(0, (4, -1))
+        seen = torch.from_numpy(np.concatenate([m.moment for column in zip(*moments, strict=True) for m in column]))
+        seen = seen.to(device).view(4, len(questions), -1)
         asked, befores = anchors + seen[0, :, : heads.both], seen[1:, :, heads.both :]  # before, initial, goal
         hops = heads.hops((asked[:, : heads.hidden] + befores).flatten(0, 1)).unflatten(0, (3, -1))
-        hops = torch.cat([hops.mean(-1, keepdim=True), hops], -1).double().cpu().numpy()  # (3, B, 1 + M)
-        hops[2, ~known] = np.nan
-        success = heads.success(asked[:, heads.hidden :]).cpu().numpy()
-        return [_Answer(hops[:, b], float(success[b])) for b in range(len(questions))]
+        hops = torch.cat([hops.mean(-1, keepdim=True), hops], -1).transpose(1, 2).double().cpu().numpy()
+        hops[2, :, ~known] = np.nan
+        return hops, heads.success(asked[:, heads.hidden :]).double().cpu().numpy()
 
     @property
     def _heads(self) -> FoldedHeads:
@@ -396,13 +405,6 @@ class _Question:
     carry: Carry
     before: _Seen
     after: _Seen
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answer:
-    hops: Float[np.ndarray, "3 members"]
-    """From before, from the initial frame, from the goal; member 0 is the mean over the others."""
-    success: float
 
 
 def packaged_checkpoint() -> Path:

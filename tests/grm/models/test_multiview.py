@@ -226,10 +226,11 @@ def test_the_potential_is_the_members_mean_and_the_spread_their_disagreement():
 
 def test_a_real_ensembles_members_answer_differently(model):
     [carry], _ = model.extend([model.start(WITH_GOAL)], [FRAMES[:1]])
-    [answer] = model._answer([_Question(carry, *model._see(FRAMES[1:3]))])
-    assert answer.hops.shape == (3, 1 + TINY.members)
-    np.testing.assert_allclose(answer.hops[:, 0], answer.hops[:, 1:].mean(1), atol=1e-6)
-    assert answer.hops[:, 1:].std(1).min() > 1e-3
+    hops, success = model._answer([_Question(carry, *model._see(FRAMES[1:3]))])
+    assert success.shape == (1,)
+    assert hops.shape == (3, 1 + TINY.members, 1)
+    np.testing.assert_allclose(hops[:, 0], hops[:, 1:].mean(1), atol=1e-6)
+    assert hops[:, 1:].std(1).min() > 1e-3
 
 
 def test_calibration_changes_the_spread_and_nothing_else(model, tmp_path):
