@@ -22,7 +22,12 @@ check:  ## Format, lint, types, import rules
 
 bench:  ## Every table of the README, in the order they depend on each other; writes benchmarks/results/
 	$(RUN) python -m benchmarks.render
+	$(RUN) python -m benchmarks.latency
+	$(RUN) python -m benchmarks.label_noise
+	$(RUN) python -m benchmarks.visited
 	$(RUN) python -m benchmarks.evaluation
+	$(RUN) python -m benchmarks.red_team
+	$(RUN) python -m benchmarks.baselines
 	$(RUN) python -m benchmarks.demo
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else

@@ -10,9 +10,10 @@ What LeRobot has no column for (task name, behaviour, sub-task keyframes, seed) 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -187,6 +188,85 @@ def read_episodes(
     lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
     for index in wanted:
         yield _read(root, meta, index, names, lines[index] if index < len(lines) else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedEpisode:
+    """What a LeRobotDataset knows of an episode without a picture being decoded."""
+
+    instruction: str
+    task: str
+    """Name of the task, where `EpisodeWriter` wrote it; else empty."""
+    rate_hz: float
+    length: int
+    index_from: int
+    """Number of its first frame in the data set."""
+    videos: Mapping[str, tuple[Path, float]]
+    """By view the file, and what its clock shows when the episode begins."""
+    sub_tasks: tuple[SubTask, ...]
+    succeeded: bool | None
+    """None where nobody said: neither our own writer nor a column `next.success`."""
+
+
+def recorded_episodes(root: Path) -> list[RecordedEpisode]:
+    """All episodes of a LeRobotDataset v3 folder, from its metadata. Raises `TraceError` where those cannot be read."""
+    root = Path(root)
+    count_episodes(root)
+    from lerobot.datasets import LeRobotDatasetMetadata
+
+    try:
+        meta = LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
+        table = meta.episodes
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own for a cut file is a ValueError
+        raise TraceError(
+            f"the metadata of {root} cannot be read ({type(error).__name__}: {error}); expected a whole LeRobotDataset "
+            f"v3: copy or record it again"
+        ) from error
+    sidecar = root / _SIDECAR
+    lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
+    found = []
+    for index in range(meta.total_episodes):
+        entry: Any = {} if table is None else table[index]
+        line = lines[index] if index < len(lines) else {}
+        found.append(
+            RecordedEpisode(
+                instruction=_instruction(entry),
+                task=line.get("task", ""),
+                rate_hz=float(meta.fps),
+                length=int(entry["length"]),
+                index_from=int(entry["dataset_from_index"]),
+                videos={
+                    key.removeprefix(IMAGES): (
+                        root / meta.get_video_file_path(index, key),
+                        float(entry[f"videos/{key}/from_timestamp"]),
+                    )
+                    for key in meta.video_keys
+                },
+                sub_tasks=tuple(SubTask(**sub_task) for sub_task in line.get("sub_tasks", ())),
+                succeeded=line["success"] if "success" in line else _recorded_success(entry),
+            )
+        )
+    return found
+
+
+def _recorded_success(entry: Mapping[str, Any]) -> bool | None:
+    """Whether an episode ever had `next.success`, from its statistics; None without the column."""
+    key = "stats/next.success/max"
+    return None if entry.get(key) is None else bool(np.max(entry[key]))
+
+
+def download(repository: str) -> Path:
+    """Folder of a data set of the Hub (`owner/name`), fetched unless it is there. Raises `TraceError` without one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise TraceError(
+            f"{repository} is no folder here and cannot be fetched from the Hub ({type(error).__name__}); expected a "
+            f"folder, or the owner/name of a public data set and a network"
+        ) from error
 
 
 def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Episode:

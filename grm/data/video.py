@@ -1,5 +1,7 @@
 """The door to OpenCV: images into bytes and back."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
@@ -29,4 +31,16 @@ def decode_jpeg(data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "h w 3"]:
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise TraceError(f"{len(data)} bytes are not a JPEG image; expected a whole file")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB image of a picture file. Raises `TraceError` if it is none, or cannot be read."""
+    try:
+        data = np.fromfile(path, np.uint8)  # and not cv2.imread, which knows no names beyond ASCII everywhere
+    except OSError as error:
+        raise TraceError(f"picture {path} cannot be read ({error}); expected a PNG or JPEG file") from error
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if image is None:
+        raise TraceError(f"{path} ({len(data)} bytes) is no picture; expected a whole PNG or JPEG file")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
