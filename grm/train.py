@@ -421,6 +421,8 @@ def adapt(
         demonstration = replace(demonstration, progress=from_time(len(demonstration)).astype(np.float32))
     trainer = Trainer(network, itertools.chain([demonstration], usable), settings)
     trainer.run(after_step=after_step)
+    if usable:  # else no other task's words and pictures were there to tell this one's from
+        network.gated.fill_(1.0)
     return GRM(network, fuser=model.fuser)
 
 

@@ -19,10 +19,11 @@ from .collect import Collect
 from .demo import Demo
 from .doctor import Doctor
 from .evaluate import Evaluate
+from .inspect import Inspect
 from .terminal import complaints, console
 from .train import Train
 
-__all__ = ["Adapt", "Audit", "Collect", "Command", "Demo", "Doctor", "Evaluate", "Train", "main"]
+__all__ = ["Adapt", "Audit", "Collect", "Command", "Demo", "Doctor", "Evaluate", "Inspect", "Train", "main"]
 
 Command = (
     Annotated[Collect, tyro.conf.subcommand("collect")]
@@ -30,6 +31,7 @@ Command = (
     | Annotated[Adapt, tyro.conf.subcommand("adapt")]
     | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

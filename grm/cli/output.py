@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tyro
+
 from ..errors import OutputError
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ def command_line(command: "DataclassInstance") -> str:
         value = getattr(command, field.name)
         if field.name != "task" and value == field.default:
             continue
-        words.append(f"--{field.name.replace('_', '-')}")
+        if tyro.conf.Positional not in getattr(field.type, "__metadata__", ()):
+            words.append(f"--{field.name.replace('_', '-')}")
         if value is not True:
             words += [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)

@@ -44,3 +44,11 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     if image is None:
         raise TraceError(f"{path} ({len(data)} bytes) is no picture; expected a whole PNG or JPEG file")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def resize(image: UInt8[np.ndarray, "h w 3"], height: int) -> UInt8[np.ndarray, "height w2 3"]:
+    """The image at another height in pixels and the same aspect; never larger than it is."""
+    if image.shape[0] <= height:
+        return image
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

@@ -4,7 +4,7 @@ Every view passes one shared encoder and is tagged with its camera's name; sever
 there make the frame's feature. From the features of four moments (initial, goal, before, after) and the task text, an
 ensemble of hop heads answers how much of the remaining way lies between before and after, each as a distribution over
 41 bins (resolution 0.05). Three more heads answer whether after shows the task done, whether instruction and pictures
-belong together, which scales the potential, and whether a picture shows anything at all. A frame is encoded once; the
+belong together, which scales the potential of an adapted network, and whether a picture shows anything at all. A frame is encoded once; the
 three perspectives of `grm.fusion` are further questions to the small heads. Their disagreement, and that of the
 members, is the spread, calibrated on validation episodes.
 """
@@ -59,6 +59,8 @@ class MultiViewNetwork(nn.Module):
 
     centres: Tensor
     calibration: Tensor
+    gated: Tensor
+    """1 once adapted to a task: only then does what the fits head says scale the potential (docs/decisions/0006)."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -86,6 +88,7 @@ class MultiViewNetwork(nn.Module):
         nn.init.constant_(self.usable.bias, 2.0)
         self.register_buffer("centres", torch.linspace(-1, 1, a.bins), persistent=False)
         self.register_buffer("calibration", torch.tensor([0.0, 1.0]))
+        self.register_buffer("gated", torch.tensor(0.0))
 
     def encode(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Images (B, V, 3, h, w) in [0, 1] of the V named cameras to tokens (B, V, D)."""
@@ -302,8 +305,8 @@ class GRM(ProcessReward[Frame, Carry]):
     def _begin(self, carry: Carry, frames: Sequence[_Seen]) -> Carry:
         """The carry with the first of `frames` that shows something as its initial one, unless it has one.
 
-        Asked once per prefix: whether the goal looks like the beginning, and whether it all fits, in [0, 1]. Doubt
-        counts as fitting: a new task's words and pictures were never seen together.
+        Asked once per prefix: whether the goal looks like the beginning, and, of a network that was adapted to a task,
+        whether it all fits, in [0, 1]. Doubt counts as fitting.
         """
         first = next((frame for frame in frames if frame.names), None)
         if carry.initial is not None or first is None:
@@ -314,7 +317,7 @@ class GRM(ProcessReward[Frame, Carry]):
         text = network.text([carry.task.instruction])[0]
         anchor = self._heads.anchor(text, begun, done).cpu().numpy()
         anchor.setflags(write=False)
-        fit = float((3 * (network.fits_logit(text, begun, done) + 1)).sigmoid())
+        fit = float((3 * (network.fits_logit(text, begun, done) + 1)).sigmoid()) if network.gated else 1.0
         hop = network.expected_hop(network.hop_logits(text, begun, done, begun, done)).mean()
         cyclic = carry.goal is not None and bool(is_cyclic(float(hop)))
         return Carry(carry.task, carry.goal, first, anchor, None, carry.potential, cyclic, fit)

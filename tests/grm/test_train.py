@@ -126,7 +126,7 @@ def test_training_changes_every_part_of_the_network():
     privileged = weights(trainer.privileged)
     trainer.run()
     before, after = weights(network()), weights(trainer.network)
-    assert [name for name in before if torch.equal(before[name], after[name])] == ["calibration"]
+    assert [name for name in before if torch.equal(before[name], after[name])] == ["calibration", "gated"]
     assert not any(torch.equal(privileged[name], tensor) for name, tensor in weights(trainer.privileged).items())
 
 
@@ -615,6 +615,10 @@ def test_adapting_makes_a_new_model_and_leaves_the_old_one(old):
     np.testing.assert_array_equal(old.judge(task, frames).potential, said)
     assert (adapted.judge(task, frames).potential != said).any()
     assert adapted.fuser is old.fuser
+    alone = adapt(old, demonstration, steps=1)
+    assert [float(one.network.gated) for one in (old, adapted, alone)] == [0, 1, 0], (
+        "whether words and pictures fit is known from other tasks, and only of the one adapted to"
+    )
     assert not adapted.network.training
     assert_same(weights(adapt(old, demonstration, EPISODES, steps=3, seed=1).network), weights(adapted.network))
 

@@ -233,9 +233,12 @@ def test_a_real_ensembles_members_answer_differently(model):
     assert hops[:, 1:].std(1).min() > 1e-3
 
 
-def test_calibration_changes_the_spread_and_nothing_else(model, tmp_path):
-    network = tiny_network(SEED)
+def test_calibration_changes_the_spread_and_nothing_else(tmp_path):
+    network, plain = tiny_network(SEED), tiny_network(SEED)
     network.calibration.copy_(torch.tensor([0.05, 2.0]))
+    network.gated.fill_(1)
+    plain.gated.fill_(1)
+    model = GRM(plain)
     fit = model.extend([model.start(WITH_GOAL)], [FRAMES])[0][0].fit
     assert 0.5 < fit < 1
     before, after = model.judge(WITH_GOAL, FRAMES), GRM(network).judge(WITH_GOAL, FRAMES)
@@ -257,6 +260,10 @@ def test_what_does_not_fit_scales_potential_and_spread():
     model = bright(network)
     fitting = model.judge(task, steps)
     network.fit = -1.5
+    [carry], [never_adapted] = model.extend([model.start(task)], [steps])
+    assert carry.fit == 1.0, "what was not adapted to a task has no say in whether it is one"
+    np.testing.assert_array_equal(never_adapted.potential, fitting.potential)
+    network.gated.fill_(1)
     [carry], [strange] = model.extend([model.start(task)], [steps])
     fit = 1 / (1 + np.exp(1.5))  # 3 (logit + 1): doubt counts as fitting
     assert carry.fit == pytest.approx(fit, abs=1e-6)

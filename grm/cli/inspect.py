@@ -1,0 +1,369 @@
+"""`grm inspect`: recorded episodes judged, triaged and put on a page, wherever robot people keep them."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from ..data.recordings import Recording, find_recordings
+from ..data.video import read_picture, resize
+from ..errors import OutputError, TraceError
+from ..inspection import Inspection, every_frame, inspect, triage
+from ..models.multiview import GRM
+from ..reward import Frame
+from .output import check_output, command_line, commit
+from .terminal import complaints, console, progress_bar
+
+SERIES = ("potential", "spread", "incremental", "forward", "backward", "success")
+COLUMNS = ("episode", "verdict", "recorded", "Φ end", "Φ best", "regressions", "stalls", "advice")
+CLIPS = 8
+"""Episodes whose pictures are on the page: the worst ones."""
+CLIP_FRAMES = 150
+CLIP_HEIGHT = 120
+RATE_HZ = 5.0
+"""Frames judged per second where `every` is not said: what the packaged GRM learnt from."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Judge recorded episodes: where progress was made or lost, which failed, which are fit to train on.
+
+    Sources are LeRobotDatasets (folders or Hub ids), videos, folders with one video or one folder of pictures per
+    camera, or folders of `episode_*` folders of those. Writes index.html, inspection.json, episodes.csv, frames.csv,
+    and grm_progress.parquet beside them for a LeRobotDataset: what LeRobot's RA-BC weighting reads.
+    """
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """What to inspect."""
+    out: Path
+    """Folder of the results."""
+    model: str = ""
+    """Checkpoint: a folder, a Hub id, or nothing for the packaged one."""
+    instruction: str = ""
+    """What the task is, where the source does not say, or says it otherwise."""
+    cameras: tuple[str, ...] = ()
+    """Names of the cameras to judge from; nothing for all."""
+    episodes: tuple[int, ...] = ()
+    """Numbers of the episodes; nothing for all."""
+    goal: str = "auto"
+    """A picture of the task done: `auto` (the last frame of another episode that is recorded as a success), a number
+    (the last frame of that episode, by its place in the source), a picture file, `none`, or `own-last-frame`, which
+    tells every episode that it ended well."""
+    every: int = 0
+    """Judge every n-th frame; 0 for about five a second."""
+    resume: bool = False
+    """Go on with what an interrupted run left in `out`."""
+
+    def run(self) -> None:
+        """Judge what is not judged yet, then write everything; exit status 1 if an episode could not be read."""
+        recordings, broken = find_recordings(
+            self.sources, cameras=self.cameras, episodes=self.episodes, instruction=self.instruction
+        )
+        goals = Goals(self.goal, recordings)
+        check_output(self.out, resume=self.resume)
+        self._check_settings()
+        model = GRM.from_pretrained(self.model)
+        found: list[tuple[Recording, Inspection]] = []
+        with progress_bar() as progress:
+            strides = [self.every or max(1, round(recording.rate_hz / RATE_HZ)) for recording in recordings]
+            total = sum(-(-recording.length // stride) for recording, stride in zip(recordings, strides, strict=True))
+            bar = progress.add_task("inspecting", total=total)
+            for number, (recording, stride) in enumerate(zip(recordings, strides, strict=True)):
+                progress.update(bar, description=recording.name)
+                path = self.out / "episodes" / f"{number}.npz"
+                try:
+                    if not path.exists():
+                        judged = inspect(
+                            model,
+                            recording,
+                            goals.of(number),
+                            stride=stride,
+                            after_each=lambda frames: progress.advance(bar, frames),
+                        )
+                        _write_episode(path, judged)
+                    else:
+                        progress.advance(bar, -(-recording.length // stride))
+                    found.append((recording, _read_episode(path, recording)))
+                except TraceError as error:
+                    broken.append((recording.name, error))
+        notes = goals.notes + [f"{r.name}: {note}" for r, _ in found for note in r.notes]
+        notes += [f"{name} could not be read: {error}" for name, error in broken]
+        self._write(found, broken, notes)
+        console.print(_table([one for _, one in found]))
+        for name, error in broken:
+            complaints.print(f"[bold red]{escape(name)}[/bold red] {escape(str(error))}", highlight=False)
+        console.print(f"wrote index.html and the numbers to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
+        if broken:
+            sys.exit(1)
+
+    def _check_settings(self) -> None:
+        """What was judged before must have been asked the same."""
+        path = self.out / "config.json"
+        asked = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        asked = json.loads(json.dumps(asked))
+        if path.exists():
+            before = json.loads(path.read_text())["settings"]
+            other = [name for name, value in asked.items() if before.get(name) != value]
+            if other:
+                raise OutputError(f"{self.out} was inspected with other {', '.join(other)}; choose another folder")
+        path.write_text(
+            json.dumps({"command": command_line(self), "commit": commit(), "settings": asked}, indent=2) + "\n"
+        )
+
+    def _write(
+        self,
+        found: Sequence[tuple[Recording, Inspection]],
+        broken: Sequence[tuple[str, TraceError]],
+        notes: Sequence[str],
+    ) -> None:
+        inspections = [one for _, one in found]
+        rows = [_row(recording, one) for recording, one in found]
+        content = {
+            "command": command_line(self),
+            "commit": commit(),
+            "model": self.model or "packaged",
+            "goal": self.goal,
+            "notes": list(notes),
+            "broken": {name: str(error) for name, error in broken},
+            "episodes": [
+                row
+                | {
+                    "regressions": [asdict(part) for part in one.regressions],
+                    "stalls": [asdict(part) for part in one.stalls],
+                    "milestones_s": one.milestones_s,
+                }
+                for row, one in zip(rows, inspections, strict=True)
+            ],
+            "triage": [one.name for one in triage(inspections)],
+        }
+        (self.out / "inspection.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        with (self.out / "episodes.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else ["name"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        with (self.out / "frames.csv").open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["name", "frame", "time_s", *SERIES])
+            for one in inspections:
+                columns = [np.round(getattr(one, name), 4) for name in SERIES]
+                for t, frame in enumerate(one.frame):
+                    numbers = ["" if np.isnan(column[t]) else float(column[t]) for column in columns]
+                    writer.writerow([one.name, int(frame), round(float(one.time_s[t]), 4), *numbers])
+        of_lerobot = [(recording, one) for recording, one in found if recording.episode_index is not None]
+        if of_lerobot:
+            _write_parquet(of_lerobot, self.out / "grm_progress.parquet", self.model or "packaged")
+        _write_page(self, found, notes)
+
+
+class Goals:
+    """Which picture shows the task done, for each recording; `notes` say what a reader must know of it."""
+
+    def __init__(self, wanted: str, recordings: Sequence[Recording]) -> None:
+        self.wanted, self.recordings = wanted, recordings
+        self.notes: list[str] = []
+        self._frames: dict[int, Frame] = {}
+        self._picture: Frame | None = None
+        if wanted == "own-last-frame":
+            self.notes.append(
+                "WARNING: every episode was shown its own last frame as the goal. It then ends near 1 whatever "
+                "happened: trust the order within an episode, and neither its end nor its verdict."
+            )
+        elif wanted == "none":
+            self.notes.append("No goal picture was given: the backward perspective abstains.")
+        elif wanted.isdecimal():
+            if int(wanted) >= len(recordings):
+                raise TraceError(f"--goal {wanted} is no episode; expected 0 to {len(recordings) - 1}")
+        elif wanted == "auto":
+            self._successes = [k for k, recording in enumerate(recordings) if recording.succeeded]
+            if len(self._successes) < min(2, len(recordings)):
+                self.notes.append(
+                    "Too few episodes are recorded as successes to lend the others a goal picture: where none does, "
+                    "the backward perspective abstains (choose one with --goal)."
+                )
+        else:
+            image = read_picture(Path(wanted))
+            self._picture = Frame(views={view: image for recording in recordings for view in recording.views})
+
+    def of(self, number: int) -> Frame | None:
+        """The goal of recording `number`: never its own end, unless that was asked for. Raises `TraceError`."""
+        if self.wanted == "none":
+            return None
+        if self._picture is not None:
+            return self._picture
+        if self.wanted == "own-last-frame":
+            return self.recordings[number].last_frame()
+        if self.wanted.isdecimal():
+            giver = int(self.wanted)
+            if giver == number:
+                return None  # the one that lends its end to the others has nobody to show it one
+            return self._last(giver)
+        own = self.recordings[number]
+        givers = [k for k in self._successes if k != number and self.recordings[k].instruction == own.instruction]
+        return self._last(givers[0]) if givers else None
+
+    def _last(self, number: int) -> Frame:
+        if number not in self._frames:
+            self._frames[number] = self.recordings[number].last_frame()
+        return self._frames[number]
+
+
+def _write_episode(path: Path, one: Inspection) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name("partial-" + path.name)  # so that what has the right name is whole
+    np.savez(partial, **{name: getattr(one, name) for name in ("time_s", "frame", "judged", *SERIES)})
+    partial.replace(path)
+
+
+def _read_episode(path: Path, recording: Recording) -> Inspection:
+    with np.load(path, allow_pickle=False) as file:
+        return Inspection(name=recording.name, succeeded=recording.succeeded, **{name: file[name] for name in file})
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def _row(recording: Recording, one: Inspection) -> dict[str, object]:
+    lost = one.regressions
+    return {
+        "name": one.name,
+        "episode_index": recording.episode_index,
+        "seconds": round(float(one.time_s[-1]), 3),
+        "judged_frames": int(one.judged.sum()),
+        "abstained_frames": int((~one.judged).sum()),
+        "final": _number(one.final),
+        "best": _number(one.best),
+        "verdict": None if one.verdict is None else one.verdict.name.lower(),
+        "recorded_success": one.succeeded,
+        "agrees": one.agrees,
+        "regressions_count": len(lost),
+        "deepest_regression": max((part.depth for part in lost), default=0.0),
+        "first_failure_s": lost[0].start_s if lost else None,
+        "stalled_s": round(sum(part.end_s - part.start_s for part in one.stalls), 3),
+        "advice": one.advice,
+    }
+
+
+def _write_parquet(found: Sequence[tuple[Recording, Inspection]], path: Path, model: str) -> None:
+    """LeRobot's RA-BC table, a row per frame; a frame that was not judged has no row, which is no number either."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("index", "episode_index", "frame_index", "progress_sparse")
+    }
+    for recording, one in found:
+        if recording.index_from is None or recording.episode_index is None:
+            continue
+        progress = every_frame(one, recording.length)
+        frames = np.flatnonzero(~np.isnan(progress))
+        columns["index"].append(recording.index_from + frames)
+        columns["episode_index"].append(np.full(len(frames), recording.episode_index))
+        columns["frame_index"].append(frames)
+        columns["progress_sparse"].append(progress[frames])
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    table = pa.table(
+        {name: pa.array(a, pa.float32() if name == "progress_sparse" else pa.int64()) for name, a in arrays.items()}
+    )
+    pq.write_table(table.replace_schema_metadata({"reward_model_path": model}), path)
+
+
+def _table(inspections: Sequence[Inspection]) -> Table:
+    table = Table(*COLUMNS, title="worst first")
+    for one in triage(inspections)[:30]:
+        table.add_row(*_cells(one))
+    return table
+
+
+def _cells(one: Inspection) -> list[str]:
+    recorded = {None: "–", True: "success", False: "failure"}[one.succeeded]
+    lost = one.regressions
+    return [
+        one.name,
+        "not judged" if one.verdict is None else one.verdict.name.lower(),
+        recorded,
+        "–" if np.isnan(one.final) else f"{one.final:.2f}",
+        "–" if np.isnan(one.best) else f"{one.best:.2f}",
+        f"{len(lost)}" + (f" (to −{max(part.depth for part in lost):.2f})" if lost else ""),
+        f"{len(one.stalls)}",
+        one.advice,
+    ]
+
+
+def _write_page(command: Inspect, found: Sequence[tuple[Recording, Inspection]], notes: Sequence[str]) -> None:
+    from ..report import Clip, RunPage, write_page
+
+    by_name = {id(one): recording for recording, one in found}
+    worst = triage(one for _, one in found)
+    clips = []
+    for one in worst[:CLIPS]:
+        recording = by_name[id(one)]
+        kept = np.unique(np.linspace(0, len(one.frame) - 1, min(CLIP_FRAMES, len(one.frame))).round().astype(int))
+        pictures = _pictures(recording, one, kept)
+        clips.append(
+            Clip(
+                title=f"{one.name}: {_cells(one)[1]}, {one.advice}",
+                views=pictures,
+                rate_hz=float((len(kept) - 1) / max(one.time_s[kept[-1]] - one.time_s[kept[0]], 1e-3)) or 1.0,
+                potential=one.potential[kept],
+                spread=one.spread[kept],
+                judged=one.judged[kept],
+                outcome=one.succeeded if one.succeeded is not None else _cells(one)[1] == "success",
+                success_probability=None if np.isnan(one.success).all() else one.success[kept],
+            )
+        )
+    counts = {word: sum(one.advice == word for one in worst) for word in ("keep", "weight", "drop", "look")}
+    happened = [
+        f"{one.name}: Φ fell by {part.depth:.2f} from {part.start_s:.1f} to {part.end_s:.1f} s"
+        for one in worst[:CLIPS]
+        for part in one.regressions
+    ]
+    write_page(
+        RunPage(
+            title=f"{len(found)} episode{'s' * (len(found) != 1)} inspected",
+            subtitle=command_line(command),
+            verdict=", ".join(
+                f"{count} to {word}" if word != "look" else f"{count} to look at" for word, count in counts.items()
+            ),
+            clips=clips,
+            table_headers=[
+                "episode, worst first",
+                "verdict",
+                "recorded",
+                "Φ end",
+                "Φ best",
+                "regressions",
+                "stalls",
+                "advice",
+            ],
+            table_rows=[_cells(one) for one in worst],
+            settings={"model": command.model or "packaged", "goal": command.goal, "commit": commit()},
+            notes=[*notes, *happened],
+        ),
+        command.out / "index.html",
+    )
+
+
+def _pictures(recording: Recording, one: Inspection, kept: np.ndarray) -> dict[str, np.ndarray]:
+    """Small pictures of the kept frames by view; black where a camera showed nothing."""
+    stride = int(one.frame[1] - one.frame[0]) if len(one.frame) > 1 else 1
+    wanted = set(kept.tolist())
+    films: dict[str, list[np.ndarray | None]] = {name: [] for name in recording.views}
+    for t, frame in enumerate(recording.frames(stride)):
+        if t in wanted:
+            for name, film in films.items():
+                film.append(resize(frame.views[name], CLIP_HEIGHT) if name in frame.views else None)
+    shapes = {name: next((p.shape for p in film if p is not None), None) for name, film in films.items()}
+    return {
+        name: np.stack([np.zeros(shape, np.uint8) if picture is None else picture for picture in films[name]])
+        for name, shape in shapes.items()
+        if shape is not None
+    }
