@@ -55,7 +55,7 @@ class Inspect:
     """Numbers of the episodes; nothing for all."""
     goal: str = "auto"
     """A picture of the task done: `auto` (the last frame of another episode that is recorded as a success), a number
-    (the last frame of that episode, by its place in the source), a picture file, `none`, or `own-last-frame`, which
+    (the last frame of that episode; of other sources than a LeRobotDataset they count from 0), a picture file, `none`, or `own-last-frame`, which
     tells every episode that it ended well."""
     every: int = 0
     """Judge every n-th frame; 0 for about five a second."""
@@ -179,8 +179,13 @@ class Goals:
         elif wanted == "none":
             self.notes.append("No goal picture was given: the backward perspective abstains.")
         elif wanted.isdecimal():
-            if int(wanted) >= len(recordings):
-                raise TraceError(f"--goal {wanted} is no episode; expected 0 to {len(recordings) - 1}")
+            numbers = [k if r.episode_index is None else r.episode_index for k, r in enumerate(recordings)]
+            if int(wanted) not in numbers:
+                known = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+                raise TraceError(
+                    f"--goal {wanted} is none of the episodes to inspect; expected one of {known or 'none'}"
+                )
+            self._giver = numbers.index(int(wanted))
         elif wanted == "auto":
             self._successes = [k for k, recording in enumerate(recordings) if recording.succeeded]
             if len(self._successes) < min(2, len(recordings)):
@@ -201,10 +206,8 @@ class Goals:
         if self.wanted == "own-last-frame":
             return self.recordings[number].last_frame()
         if self.wanted.isdecimal():
-            giver = int(self.wanted)
-            if giver == number:
-                return None  # the one that lends its end to the others has nobody to show it one
-            return self._last(giver)
+            # The one that lends its end to the others has nobody to show it one.
+            return None if self._giver == number else self._last(self._giver)
         own = self.recordings[number]
         givers = [k for k in self._successes if k != number and self.recordings[k].instruction == own.instruction]
         return self._last(givers[0]) if givers else None

@@ -85,6 +85,9 @@ def test_other_goals(tmp_path, dataset, tiny, goal):
     silent = [bool(not row["backward"]) for row in rows(out / "frames.csv") if row["name"] == "episode 0"]
     assert all(silent) == (goal in ("none", "0")), "the one that lends its end has nobody to show it one"
     if goal == "0":
+        some = tmp_path / "some"
+        assert grm("inspect", dataset, "--episodes", 1, 2, "--out", some, "--model", tiny, "--goal", 2) == 0
+        assert {bool(row["backward"]) for row in rows(some / "frames.csv") if row["name"] == "episode 1"} == {True}
         assert not any(not row["backward"] for row in rows(out / "frames.csv") if row["name"] == "episode 1")
 
 
@@ -122,7 +125,7 @@ def test_bad_input_is_one_sentence(tmp_path, dataset, tiny, capsys):
     for arguments, said in (
         ((tmp_path / "nowhere",), "does not exist"),
         ((dataset, "--episodes", 9), "has no episode 9; it has 3: 0 to 2"),
-        ((dataset, "--goal", "7"), "--goal 7 is no episode; expected 0 to 2"),
+        ((dataset, "--goal", "7"), "--goal 7 is none of the episodes to inspect; expected one of 0, 1, 2"),
         ((dataset, "--goal", tmp_path / "no.png"), "cannot be read"),
     ):
         assert grm("inspect", *arguments, "--out", tmp_path / "out", "--model", tiny) == 2
