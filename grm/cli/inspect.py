@@ -55,8 +55,8 @@ class Inspect:
     """Numbers of the episodes; nothing for all."""
     goal: str = "auto"
     """A picture of the task done: `auto` (the last frame of another episode that is recorded as a success), a number
-    (the last frame of that episode; of other sources than a LeRobotDataset they count from 0), a picture file, `none`, or `own-last-frame`, which
-    tells every episode that it ended well."""
+    (the last frame of that episode; they count from 0 unless a LeRobotDataset says otherwise), a picture file, `none`,
+    or `own-last-frame`, which tells every episode that it ended well."""
     every: int = 0
     """Judge every n-th frame; 0 for about five a second."""
     resume: bool = False

@@ -4,9 +4,9 @@ Every view passes one shared encoder and is tagged with its camera's name; sever
 there make the frame's feature. From the features of four moments (initial, goal, before, after) and the task text, an
 ensemble of hop heads answers how much of the remaining way lies between before and after, each as a distribution over
 41 bins (resolution 0.05). Three more heads answer whether after shows the task done, whether instruction and pictures
-belong together, which scales the potential of an adapted network, and whether a picture shows anything at all. A frame is encoded once; the
-three perspectives of `grm.fusion` are further questions to the small heads. Their disagreement, and that of the
-members, is the spread, calibrated on validation episodes.
+belong together, which scales the potential of an adapted network, and whether a picture shows anything at all. A frame
+is encoded once; the three perspectives of `grm.fusion` are further questions to the small heads. Their disagreement,
+and that of the members, is the spread, calibrated on validation episodes.
 """
 
 from collections.abc import Mapping, Sequence
