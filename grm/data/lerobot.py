@@ -214,39 +214,39 @@ def recorded_episodes(root: Path) -> list[RecordedEpisode]:
     count_episodes(root)
     from lerobot.datasets import LeRobotDatasetMetadata
 
+    sidecar = root / _SIDECAR
     try:
         meta = LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
-        table = meta.episodes
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own for a cut file is a ValueError
+        lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
+        return [
+            _recorded(root, meta, index, lines[index] if index < len(lines) else {})
+            for index in range(meta.total_episodes)
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:  # pyarrow's own and json's are ValueErrors
         raise TraceError(
             f"the metadata of {root} cannot be read ({type(error).__name__}: {error}); expected a whole LeRobotDataset "
             f"v3: copy or record it again"
         ) from error
-    sidecar = root / _SIDECAR
-    lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
-    found = []
-    for index in range(meta.total_episodes):
-        entry: Any = {} if table is None else table[index]
-        line = lines[index] if index < len(lines) else {}
-        found.append(
-            RecordedEpisode(
-                instruction=_instruction(entry),
-                task=line.get("task", ""),
-                rate_hz=float(meta.fps),
-                length=int(entry["length"]),
-                index_from=int(entry["dataset_from_index"]),
-                videos={
-                    key.removeprefix(IMAGES): (
-                        root / meta.get_video_file_path(index, key),
-                        float(entry[f"videos/{key}/from_timestamp"]),
-                    )
-                    for key in meta.video_keys
-                },
-                sub_tasks=tuple(SubTask(**sub_task) for sub_task in line.get("sub_tasks", ())),
-                succeeded=line["success"] if "success" in line else _recorded_success(entry),
+
+
+def _recorded(root: Path, meta, index: int, line: dict) -> RecordedEpisode:
+    entry: Any = meta.episodes[index]
+    return RecordedEpisode(
+        instruction=_instruction(entry),
+        task=line.get("task", ""),
+        rate_hz=float(meta.fps),
+        length=int(entry["length"]),
+        index_from=int(entry["dataset_from_index"]),
+        videos={
+            key.removeprefix(IMAGES): (
+                root / meta.get_video_file_path(index, key),
+                float(entry[f"videos/{key}/from_timestamp"]),
             )
-        )
-    return found
+            for key in meta.video_keys
+        },
+        sub_tasks=tuple(SubTask(**sub_task) for sub_task in line.get("sub_tasks", ())),
+        succeeded=line["success"] if "success" in line else _recorded_success(entry),
+    )
 
 
 def _recorded_success(entry: Mapping[str, Any]) -> bool | None:

@@ -310,7 +310,7 @@ def _probe(path: Path) -> _View:
     """What a camera's file says of itself, counted where it does not. Raises `TraceError` if it is no whole video."""
     if path.is_dir():
         return _View(path, 0.0, PICTURES_HZ, len(_picture_files(path)))
-    if path.stat().st_size == 0:
+    if path.exists() and path.stat().st_size == 0:
         raise TraceError(f"video {path} is empty (0 bytes); expected a whole file: copy or record it again")
     try:
         container = av.open(str(path))
@@ -336,9 +336,24 @@ def _described(path: Path, container: InputContainer) -> _View:
     if not (count and rate):  # a container that does not say: count its packets, without decoding them
         container.seek(0)
         times = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None)
+        told = _seconds(stream.metadata.get("DURATION", ""))
+        if told - times[-1] > 1:  # a whole file's last picture lasts no longer
+            raise TraceError(
+                f"video {path} ends at {times[-1]:.1f} of the {told:.1f} s its header tells of; expected a whole file: "
+                f"it may be truncated; copy or record it again"
+            )
         count = len(times)
         rate = (count - 1) / (times[-1] - times[0]) if count > 1 and times[-1] > times[0] else PICTURES_HZ
     return _View(path, float(first.time or 0.0), rate, count)
+
+
+def _seconds(clock: str) -> float:
+    """Of `hh:mm:ss.fff`, as Matroska writes a stream's duration; 0 where it says nothing."""
+    try:
+        hours, minutes, seconds = clock.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
 
 
 def _recorded_instruction(path: Path) -> str:
@@ -368,7 +383,7 @@ def _recorded_keyframes(path: Path) -> list[tuple[int, int]]:
 
 def _json(file: Path):
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TraceError(f"{file} cannot be read ({error}); expected JSON") from error
 

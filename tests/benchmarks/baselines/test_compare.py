@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.baselines.__main__ import summarize
+from benchmarks.baselines.run import summarize
 from benchmarks.baselines.compare import Corpus, Settings, adapt, arms, run, trained
 
 from .test_arms import SMALL, clip

@@ -1,5 +1,5 @@
 import json
-import shutil
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -222,14 +222,33 @@ def test_what_is_no_source_at_all_is_said(tmp_path, folder):
     assert "holds no video and no folder of pictures" in str(error)
 
 
-def test_a_cut_table_of_episodes_is_said(tmp_path):
+@pytest.mark.parametrize("damaged", ["meta/episodes/chunk-000/file-000.parquet", "meta/grm_episodes.jsonl"])
+def test_a_cut_table_of_episodes_is_said(tmp_path, damaged):
     root = tmp_path / "set"
     EpisodeWriter(root).append(make(0))
-    [table] = (root / "meta" / "episodes").rglob("*.parquet")
-    table.write_bytes(table.read_bytes()[:100])
+    (root / damaged).write_bytes((root / damaged).read_bytes()[:100])
     with pytest.raises(TraceError, match=r"metadata of .* cannot be read"):
         find_recordings([root])
-    shutil.rmtree(root)
+
+
+def test_one_lost_video_of_a_lerobot_dataset_leaves_the_other_episodes(tmp_path):
+    root = tmp_path / "set"
+    for seed in range(2):  # each append writes files of its own
+        EpisodeWriter(root).append(make(seed))
+    (root / "videos" / "observation.images.top" / "chunk-000" / "file-001.mp4").unlink()
+    [recording], [(name, error)] = find_recordings([root])
+    assert (recording.name, name) == ("episode 0", "episode 1")
+    assert "file-001.mp4 cannot be read" in str(error)
+
+
+def test_a_cut_video_whose_header_counts_no_pictures_is_said(tmp_path):
+    path = film(tmp_path / "top.mkv", np.random.default_rng(0).integers(0, 255, 60))
+    assert only(path, instruction="x").length == 60
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    recordings, [(_, error)] = find_recordings([path], instruction="x")
+    assert recordings == []
+    assert re.search(r"top.mkv ends at [1-4]\.\d of the 6\.0 s its header tells of", str(error))
 
 
 def test_frames_in_memory_are_a_recording_too():
