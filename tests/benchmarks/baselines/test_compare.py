@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.baselines.run import summarize
 from benchmarks.baselines.compare import Corpus, Settings, adapt, arms, run, trained
+from benchmarks.baselines.run import summarize
 
 from .test_arms import SMALL, clip
 
