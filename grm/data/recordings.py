@@ -336,6 +336,8 @@ def _described(path: Path, container: InputContainer) -> _View:
     if not (count and rate):  # a container that does not say: count its packets, without decoding them
         container.seek(0)
         times = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None)
+        if not times:
+            raise TraceError(f"video {path} has no time stamps; expected a container that keeps them, such as .mp4")
         told = _seconds(stream.metadata.get("DURATION", ""))
         if told - times[-1] > 1:  # a whole file's last picture lasts no longer
             raise TraceError(
