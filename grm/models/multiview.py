@@ -353,7 +353,8 @@ class GRM(ProcessReward[Frame, Carry]):
 
         def load(pictures: list[np.ndarray]) -> Tensor:
             stack = torch.from_numpy(np.concatenate(pictures)).to(device).unflatten(0, (len(pictures), -1))
-            return stack.permute(0, 3, 1, 2) / 255  # channels stay last: convolutions are faster so
+            # Channels stay last: convolutions are faster so. A product takes half the time of a quotient.
+            return stack.permute(0, 3, 1, 2).float().mul_(1 / 255)
 
         if all(frames[0].views[name].shape == (size, size, 3) for name in names):
             return load([frame.views[name] for frame in frames for name in names]).unflatten(0, (-1, len(names)))
