@@ -1,22 +1,26 @@
-"""Three perspectives of one moment, one potential with a spread (Robo-Dopamine, arXiv 2512.23703).
+"""Four perspectives of one moment, one potential with a spread (after Robo-Dopamine, arXiv 2512.23703).
 
-A hop model is asked three questions at step t. Each answer estimates the potential in its own way:
+A hop model is asked three questions at step t, and a fourth beside it reads progress off the frame itself. Each answer
+estimates the potential in its own way:
 
     incremental   Φ_I = Φ* + (1 - Φ*) H(prev, t), or Φ* + Φ* H(prev, t) for a backward hop   Eq. 4-5   fine, but drifts
     forward       Φ_F = H(init, t)                                                          Eq. 6     sure early
     backward      Φ_B = 1 + H(goal, t)                                                      Eq. 7     sure late
+    absolute      Φ_A, regressed                                                            ours      sure where nobody
+                                                                                                      demonstrated
 
-with Φ* the fused potential of step t - 1. `MeanFusion` averages them (Eq. 8); `ConsistentFusion` distrusts moments
-at which forward and backward disagree (Eq. 9-11). They are separate: at full confidence Eq. 11 weighs the
-perspectives 1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each.
+with Φ* the fused potential of step t - 1. `MeanFusion` averages them (Eq. 8 has the first three); `ConsistentFusion`
+distrusts moments at which forward and backward disagree (Eq. 9-11). They are separate: at full confidence Eq. 11 weighs
+the perspectives 1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each. The paper has no absolute estimate: among the judges of
+`benchmarks/baselines` it agreed best with the truth off the demonstrations, and worse along them (docs/decisions/0007).
 
 The paper proves only Φ_I bounded: a model that errs puts Φ_F in [-1, 1] and Φ_B in [0, 2] (the official demonstration
 shows 1.67). Both are therefore clamped to [0, 1] *before* fusing, after which every fusion is a convex combination
 and stays in [0, 1]; callers who want diagnostics keep the raw hops.
 
-A goal that looks like the start ("wipe the table and hang the cloth back") breaks both anchors: at success Φ_F = 0, and
-the mean is 2/3. `is_cyclic` finds such tasks from the hop between the two pictures; the caller then passes NaN for
-forward and backward, and what is left is incremental.
+A goal that looks like the start ("wipe the table and hang the cloth back") breaks whatever compares with the goal: at
+success Φ_F = 0, and the mean of the first three is 2/3. `is_cyclic` finds such tasks from the hop between the two
+pictures; the caller then passes NaN for all but incremental.
 """
 
 from dataclasses import dataclass
@@ -39,12 +43,14 @@ class Fuser(Protocol):
         incremental: Float[np.ndarray, "members *batch"],
         forward: Float[np.ndarray, "members *batch"],
         backward: Float[np.ndarray, "members *batch"],
+        absolute: Float[np.ndarray, "members *batch"],
     ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
         """Fuse the hops of one step into (potential, spread), both (*batch).
 
         `previous` is the fused potential of the step before in [0, 1], 0 before the first step; NaN if there is none.
         `incremental`, `forward` and `backward` are H(prev, t), H(init, t) and H(goal, t) in [-1, 1]: member 0 is
-        the model's own answer, further members are its ensemble's. NaN: that member abstains from that perspective.
+        the model's own answer, further members are its ensemble's. `absolute` is Φ_A in [0, 1], likewise. NaN: that
+        member abstains from that perspective.
 
         The potential in [0, 1] comes from member 0 and the perspectives it answered; NaN where it answered none. The
         spread is the standard deviation over all members' estimates in all perspectives; it is 0 where there is a
@@ -64,9 +70,10 @@ class MeanFusion:
         incremental: Float[np.ndarray, "members *batch"],
         forward: Float[np.ndarray, "members *batch"],
         backward: Float[np.ndarray, "members *batch"],
+        absolute: Float[np.ndarray, "members *batch"],
     ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
         """See `Fuser`."""
-        estimates = _estimates(previous, incremental, forward, backward)
+        estimates = _estimates(previous, incremental, forward, backward, absolute)
         potential = _mean(estimates[:, 0])
         return potential, _spread(estimates, potential)
 
@@ -80,7 +87,8 @@ class ConsistentFusion:
         Φ*_t = Φ*_{t-1} + w/2 (Φ̄ - Φ*_{t-1} + Φ_I - Φ*_{t-1})      Eq. 11
              = (1 - w) Φ*_{t-1} + w (Φ̄ + Φ_I) / 2                   the same, convex at sight
 
-    so that w = 0, the two contradict each other, keeps the potential of the step before.
+    with Φ_A as a third beside Φ̄ and Φ_I where it is answered, so that w = 0, the two contradict each other, keeps the
+    potential of the step before.
 
     **The floor.** Eq. 9 divides by Φ̄ + ε with an unnamed small ε. Near the start Φ̄ is nearly 0, and any disagreement
     is then relatively huge: (Φ_F, Φ_B) = (.00, .10) gives w = e^-80, and the potential never leaves 0. Here the
@@ -115,11 +123,12 @@ class ConsistentFusion:
         incremental: Float[np.ndarray, "members *batch"],
         forward: Float[np.ndarray, "members *batch"],
         backward: Float[np.ndarray, "members *batch"],
+        absolute: Float[np.ndarray, "members *batch"],
     ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
         """See `Fuser`."""
-        estimates = _estimates(previous, incremental, forward, backward)
-        phi_i, phi_f, phi_b = estimates[:, 0]
-        target = _mean(np.stack([phi_i, _mean(np.stack([phi_f, phi_b]))]))
+        estimates = _estimates(previous, incremental, forward, backward, absolute)
+        phi_i, phi_f, phi_b, phi_a = estimates[:, 0]
+        target = _mean(np.stack([phi_i, _mean(np.stack([phi_f, phi_b])), phi_a]))
         weight = self.confidence(phi_f, phi_b)
         held = np.where(np.isnan(previous), target, previous)
         potential = np.asarray((1 - weight) * held + weight * target)
@@ -137,14 +146,14 @@ def is_cyclic(hop_init_to_goal: ArrayLike, threshold: float = 0.5) -> Bool[np.nd
 
 
 def _estimates(
-    previous: np.ndarray, incremental: np.ndarray, forward: np.ndarray, backward: np.ndarray
-) -> Float[np.ndarray, "3 members *batch"]:
-    """Φ_I, Φ_F and Φ_B of every member, in [0, 1]; NaN where it abstains."""
-    shape = np.shape(incremental)
-    if not (np.shape(forward) == np.shape(backward) == shape and shape[1:] == np.shape(previous) and shape[:1] >= (1,)):
+    previous: np.ndarray, incremental: np.ndarray, forward: np.ndarray, backward: np.ndarray, absolute: np.ndarray
+) -> Float[np.ndarray, "4 members *batch"]:
+    """Φ_I, Φ_F, Φ_B and Φ_A of every member, in [0, 1]; NaN where it abstains."""
+    shape, found = np.shape(incremental), [np.shape(part) for part in (forward, backward, absolute)]
+    if not (found == [shape] * 3 and shape[1:] == np.shape(previous) and shape[:1] >= (1,)):
         raise TraceError(
-            f"hops of shapes {shape}, {np.shape(forward)}, {np.shape(backward)} for a previous potential of shape "
-            f"{np.shape(previous)}; expected three times (members, *batch), at least one member, and (*batch)"
+            f"estimates of shapes {shape}, {', '.join(map(str, found))} for a previous potential of shape "
+            f"{np.shape(previous)}; expected four times (members, *batch), at least one member, and (*batch)"
         )
     anchored = np.array([forward, backward], dtype=np.float64)
     if (np.abs(anchored) > 1).any():
@@ -152,8 +161,14 @@ def _estimates(
             f"an anchored hop is {anchored[np.abs(anchored) > 1].flat[0]}; expected values in [-1, 1], NaN where the "
             f"model abstained (divide percent by 100)"
         )
+    direct = np.asarray(absolute, dtype=np.float64)
+    if ((direct < 0) | (direct > 1)).any():
+        raise TraceError(
+            f"an absolute progress is {direct[(direct < 0) | (direct > 1)].flat[0]}; expected values in [0, 1], NaN "
+            f"where the model abstained"
+        )
     anchored[1] += 1
-    return np.concatenate([apply_hop(previous, incremental)[None], np.clip(anchored, 0, 1)])
+    return np.concatenate([apply_hop(previous, incremental)[None], np.clip(anchored, 0, 1), direct[None]])
 
 
 def _mean(estimates: Float[np.ndarray, "n *batch"]) -> Float[np.ndarray, "*batch"]:
@@ -165,7 +180,7 @@ def _mean(estimates: Float[np.ndarray, "n *batch"]) -> Float[np.ndarray, "*batch
 
 
 def _spread(
-    estimates: Float[np.ndarray, "3 members *batch"], potential: Float[np.ndarray, "*batch"]
+    estimates: Float[np.ndarray, "4 members *batch"], potential: Float[np.ndarray, "*batch"]
 ) -> Float[np.ndarray, "*batch"]:
     """Standard deviation over all estimates that are not NaN; NaN where the potential is."""
     every = estimates.reshape(-1, *estimates.shape[2:])

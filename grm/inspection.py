@@ -52,6 +52,7 @@ class Inspection:
     incremental: Float[np.ndarray, " T"]
     forward: Float[np.ndarray, " T"]
     backward: Float[np.ndarray, " T"]
+    absolute: Float[np.ndarray, " T"]
     success: Float[np.ndarray, " T"]
     """P(done); NaN throughout for a model without such a head, like the three perspectives."""
     succeeded: bool | None = None
@@ -150,7 +151,7 @@ def inspect(
         judged=column("judged"),
         **{
             name: column(name) if perspectives else unknown
-            for name in ("incremental", "forward", "backward", "success")
+            for name in ("incremental", "forward", "backward", "absolute", "success")
         },
         succeeded=recording.succeeded,
     )

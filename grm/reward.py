@@ -118,7 +118,7 @@ class ScoredJudgement(Judgement):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PerspectiveJudgement(Judgement):
-    """A robot judgement with its parts: the fused potential, its three perspectives and the success head."""
+    """A robot judgement with its parts: the fused potential, its four perspectives and the success head."""
 
     incremental: Float[np.ndarray, " T"]
     """Φ by accumulating hops from the fused potential of the step before, in [0, 1]."""
@@ -126,6 +126,8 @@ class PerspectiveJudgement(Judgement):
     """Raw hop from the initial frame, in [-1, 1]; NaN where it abstains."""
     backward: Float[np.ndarray, " T"]
     """1 + raw hop from the goal, in [0, 2]; NaN where it abstains, as it does without a goal."""
+    absolute: Float[np.ndarray, " T"]
+    """Progress read off the frame itself, in [0, 1]; NaN where it abstains."""
     success: Float[np.ndarray, " T"] = field()
     """P(the task is done), in [0, 1]: a head of its own, never a threshold on Φ."""
 

@@ -347,8 +347,13 @@ class Trainer:
         errors = -(targets[..., None, :] * logits.log_softmax(-1)).sum(-1)
         losses = {"hop": (errors * weights).sum() / weights.sum().clamp(min=1e-6)}
 
+        along, logit = network.absolute_logits(text[:, None], init[:, None], goal[:, None], frames)
+        targets = torch.from_numpy(_two_hot(2 * batch.potential - 1, network.architecture.bins))
+        share = torch.from_numpy(valid[..., None] & batch.members[:, None]).float()  # (E, K, M)
+        errors = -(targets[..., None, :] * along.log_softmax(-1)).sum(-1)
+        losses["absolute"] = (errors * share).sum() / share.sum().clamp(min=1)
+
         done = torch.from_numpy(batch.success.astype(np.float32))
-        logit = network.success_logit(text[:, None], init[:, None], goal[:, None], frames)
         # A frame just before success looks like success: it is asked to be neither.
         certain = torch.from_numpy((valid & (batch.success | (batch.potential < 0.93))).astype(np.float32))
         losses["success"] = 0.5 * F.binary_cross_entropy_with_logits(logit, done, certain)

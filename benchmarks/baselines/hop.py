@@ -1,4 +1,4 @@
-"""Ours: an ensemble of hop heads over pairs and anchors, three perspectives fused.
+"""Ours: hop heads over pairs and anchors, heads of absolute progress beside them, four perspectives fused.
 
 The heads and the fusion are those of `grm.models.multiview` and `grm.fusion`, the losses those of `grm.train` without
 what needs pictures (augmentation, the usable head, naming the state) and with fewer pairs of a step's frames. With
@@ -25,7 +25,8 @@ from .head import FeatureJudgement, Head, Shown
 
 BEFORES = 2
 """Of a step's frames that are befores of all others, besides the initial frame and the goal."""
-PERSPECTIVES = ("fused", "incremental", "forward", "backward")
+PERSPECTIVES = ("fused", "hops", "incremental", "forward", "backward", "absolute")
+"""`hops` fuses the three of the paper, without the absolute one."""
 
 
 class HopHead(Head):
@@ -48,7 +49,8 @@ class HopHead(Head):
         width = features + (architecture.features if demonstration else 0)
         members = members or architecture.members
         network = MultiViewNetwork(replace(architecture, features=width, pools=1, members=members, backbone="compact"))
-        self.hop, self.members, self.done, self.centres = network.hop, network.members, network.done, network.centres
+        self.hop, self.members, self.centres = network.hop, network.members, network.centres
+        self.standing, self.absolute, self.done = network.standing, network.absolute, network.done
 
     def seen(self, frames: Tensor, demonstration: Tensor) -> Tensor:
         """Features (…, n, P') with what they attend to in the demonstration (…, K, P), where this arm does."""
@@ -57,7 +59,7 @@ class HopHead(Head):
         return torch.cat([frames, self.attend(frames, demonstration)], -1)
 
     hop_logits = MultiViewNetwork.hop_logits  # of the same layers, which is all that they read
-    success_logit = MultiViewNetwork.success_logit
+    absolute_logits = MultiViewNetwork.absolute_logits
 
     def loss(self, batch: Sequence[Drawn], rng: np.random.Generator) -> Tensor:
         picks = [balanced_pick(drawn.clip, rng) for drawn in batch]
@@ -81,26 +83,31 @@ class HopHead(Head):
             text[:, None], init[:, None], goal[:, None], befores[:, :, None], frames[:, None]
         )  # (E, befores + 2, K, M, bins)
         targets = torch.from_numpy(_two_hot(hops, logits.shape[-1]))[..., None, :]
-        learns = torch.from_numpy(np.stack([d.learners(len(self.members)) for d in batch]))[:, None, None]
-        weights = torch.from_numpy(_balance(hops, asked))[..., None] * learns
+        learns = torch.from_numpy(np.stack([d.learners(len(self.members)) for d in batch]))[:, None]
+        weights = torch.from_numpy(_balance(hops, asked))[..., None] * learns[:, None]
         loss = -((targets * logits.log_softmax(-1)).sum(-1) * weights).sum() / weights.sum().clamp(min=1e-6)
 
         done = torch.from_numpy(np.stack([d.success(pick) for d, pick in zip(batch, picks, strict=True)])).float()
-        loss = loss + 0.5 * F.binary_cross_entropy_with_logits(self.success_logit(text, init, goal, frames), done)
+        along, logit = self.absolute_logits(text, init, goal, frames)
+        targets = torch.from_numpy(_two_hot(2 * potential - 1, along.shape[-1]))[..., None, :]
+        errors = -(targets * along.log_softmax(-1)).sum(-1)  # (E, K, M)
+        loss = loss + (errors * learns).sum() / learns.expand(errors.shape).sum().clamp(min=1)
+        loss = loss + 0.5 * F.binary_cross_entropy_with_logits(logit, done)
         if self.ranking:
             forward = (logits[:, BEFORES].softmax(-1) * self.centres).sum(-1).mean(-1)  # (E, K)
             loss = loss + self.ranking * ranking_loss(forward, potential, batch)
         return loss
 
     def judge_raw(self, shown: Shown, frames: Tensor) -> FeatureJudgement:
-        """The three perspectives as `GRM` asks and fuses them, or one of them alone."""
+        """The four perspectives as `GRM` asks and fuses them, or one of them alone."""
         frames, goal = (self.seen(x, shown.demonstration) for x in (frames, shown.goal[None]))
         init, previous = frames[:1], torch.cat([frames[:1], frames[:-1]])
         befores = torch.stack([previous, init.expand_as(frames), goal.expand_as(frames)])
         logits = self.hop_logits(shown.text, init, goal, befores, frames)
-        hops = self._hops(logits)  # (3, 1 + M, T)
+        along, done = self.absolute_logits(shown.text, init, goal, frames)
+        hops = np.concatenate([self._hops(logits), (self._hops(along)[None] + 1) / 2])  # (4, 1 + M, T)
         between = self._hops(self.hop_logits(shown.text, init, goal, init[None], goal[None]))[0, 0, 0]
-        success = self.success_logit(shown.text[None], init, goal, frames).sigmoid().double().numpy()
+        success = done.sigmoid().double().numpy()
         potential, spread = perspective(hops, self.perspective, cyclic=bool(is_cyclic(between)))
         return FeatureJudgement(potential, spread, success)
 
@@ -126,24 +133,28 @@ class Attention(nn.Module):
 
 
 def perspective(hops: np.ndarray, name: str, *, cyclic: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Potential and spread (T,) of the hops (3, 1 + M, T) from the frame before, the initial one and the goal.
+    """Potential and spread (T,) of hops from the frame before, the initial one and the goal, and absolute progress.
 
+    All of them side by side are `hops` (4, 1 + M, T).
     The first frame's potential is 0, as it is in `GRM`.
     """
     count = hops.shape[-1]
     if name == "incremental":
         chains = np.stack([fold_hops(0.0, member[1:]) for member in hops[0]])
         return chains[0], chains[1:].std(0)
-    if name in ("forward", "backward"):
-        estimates = np.clip(hops[1] if name == "forward" else 1 + hops[2], 0, 1)
+    if name in ("forward", "backward", "absolute"):
+        estimates = np.clip({"forward": hops[1], "backward": 1 + hops[2], "absolute": hops[3]}[name], 0, 1)
         potential = estimates[0].copy()
         potential[0] = 0.0
         return potential, estimates[1:].std(0)
     potential, spread, fuse = np.zeros(count), np.zeros(count), MeanFusion()
-    spread[0] = np.std([0.0, 0.0, *np.clip(1 + hops[2, :, 0], 0, 1)])
-    anchored = np.full_like(hops[1:], np.nan) if cyclic else hops[1:]
+    others = np.full_like(hops[1:], np.nan) if cyclic else hops[1:].copy()
+    first = [np.clip(1 + hops[2, :, 0], 0, 1), hops[3, :, 0]]
+    if name == "hops":
+        others[2], first = np.nan, first[:1]
+    spread[0] = np.std(np.concatenate([np.zeros(2), *first]))
     for t in range(1, count):
-        now, deviation = fuse(np.asarray(potential[t - 1]), hops[0, :, t], anchored[0, :, t], anchored[1, :, t])
+        now, deviation = fuse(np.asarray(potential[t - 1]), hops[0, :, t], *others[:, :, t])
         potential[t], spread[t] = float(now), float(deviation)
     return potential, spread
 

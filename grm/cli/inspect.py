@@ -22,7 +22,7 @@ from ..reward import Frame
 from .output import check_output, command_line, commit
 from .terminal import complaints, console, progress_bar
 
-SERIES = ("potential", "spread", "incremental", "forward", "backward", "success")
+SERIES = ("potential", "spread", "incremental", "forward", "backward", "absolute", "success")
 COLUMNS = ("episode", "verdict", "recorded", "Φ end", "Φ best", "regressions", "stalls", "advice")
 CLIPS = 8
 """Episodes whose pictures are on the page: the worst ones."""

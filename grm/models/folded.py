@@ -1,8 +1,8 @@
 """The heads of a `MultiViewNetwork` in the form that answers fastest, for judging one frame after another.
 
-The first layers of the hop and success heads are linear in what a frame is to a question: its initial frame, its goal,
-its before, its after. Folded by these roles, a frame is multiplied once, when it is seen, and every question about it
-is a sum. The ensemble's members are one matrix per layer.
+The first layers of the hop heads, and of those that look at a single frame, are linear in what a frame is to a
+question: its initial frame, its goal, its before, its after. Folded by these roles, a frame is multiplied once, when it
+is seen, and every question about it is a sum. The ensemble's members are one matrix per layer.
 """
 
 from typing import cast
@@ -16,15 +16,24 @@ from torch import Tensor, nn
 class FoldedHeads:
     """A copy of the heads' weights; `fresh` says whether they still are the network's.
 
-    Shapes: N frames, P a frame's feature, E the text's, B questions, M members; H and S the widths of the hop and
-    success heads' first layers.
+    Shapes: N frames, P a frame's feature, E the text's, B questions, M members; H and S the widths of the first layers
+    of the hop heads and of those of a single frame.
     """
 
-    def __init__(self, hop: nn.Sequential, members: nn.ModuleList, done: nn.Sequential, centres: Tensor) -> None:
-        self._weights = [*hop.parameters(), *members.parameters(), *done.parameters()]
+    def __init__(
+        self,
+        hop: nn.Sequential,
+        members: nn.ModuleList,
+        standing: nn.Sequential,
+        absolute: nn.Sequential,
+        done: nn.Linear,
+        centres: Tensor,
+    ) -> None:
+        parts = (hop, members, standing, absolute, done)
+        self._weights = [weight for part in parts for weight in part.parameters()]
         self._state = self._versions()
         with torch.no_grad():
-            first, second = cast(nn.Linear, hop[0]), cast(nn.Linear, done[0])
+            first, second = cast(nn.Linear, hop[0]), cast(nn.Linear, standing[0])
             width = (first.in_features - second.in_features) // 2  # six frames' features against four
             text = second.in_features - 4 * width
             i, g, b, a, change, rest, t = first.weight.split([width] * 6 + [text], 1)
@@ -36,12 +45,12 @@ class FoldedHeads:
             """H."""
             self.both = self.hidden + second.out_features
             """H + S."""
-            self._norms = [_copy(head[1]) for head in (hop, done)]
+            self._norms = [_copy(head[1]) for head in (hop, standing)]
             layers = [cast(nn.Sequential, member) for member in members]
             ones, twos = ([_copy(layer[place]) for layer in layers] for place in (0, 2))
             self._one = torch.cat([weight for weight, _ in ones]), torch.cat([bias for _, bias in ones])
             self._two = torch.stack([w.T for w, _ in twos]), torch.stack([bias[None] for _, bias in twos])
-            self._last = _copy(done[3])
+            self._along, self._done = (_copy(absolute[0]), _copy(absolute[2])), _copy(done)
             self._centres = centres
 
     def _versions(self) -> list[tuple[int, int]]:
@@ -70,11 +79,18 @@ class FoldedHeads:
         hidden = F.silu(F.linear(shared, one, shift)).unflatten(-1, (len(two), -1)).transpose(0, 1)
         return (torch.baddbmm(offset, hidden, two).softmax(-1) @ self._centres).T.clamp(-1, 1)
 
-    def success(self, asked: Float[Tensor, "b success"]) -> Float[Tensor, " b"]:
-        """Probability that after shows the task done, from the summed shares of anchor and after."""
+    def standing(self, asked: Float[Tensor, "b standing"]) -> tuple[Float[Tensor, "b m"], Float[Tensor, " b"]]:
+        """Absolute progress in [0, 1] of after, and the probability that it shows the task done.
+
+        From the summed shares of anchor and after.
+        """
         weight, bias = self._norms[1]
         shared = F.silu(F.layer_norm(asked, asked.shape[-1:], weight, bias))
-        return F.linear(shared, *self._last).squeeze(-1).sigmoid()
+        bins = F.linear(F.silu(F.linear(shared, *self._along[0])), *self._along[1]).unflatten(
+            -1, (len(self._two[0]), -1)
+        )
+        absolute = ((bins.softmax(-1) @ self._centres + 1) / 2).clamp(0, 1)
+        return absolute, F.linear(shared, *self._done).squeeze(-1).sigmoid()
 
 
 def _copy(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,11 @@
 Every view passes one shared encoder and is tagged with its camera's name; several gated means over the views that are
 there make the frame's feature. From the features of four moments (initial, goal, before, after) and the task text, an
 ensemble of hop heads answers how much of the remaining way lies between before and after, each as a distribution over
-41 bins (resolution 0.05). Three more heads answer whether after shows the task done, whether instruction and pictures
-belong together, which scales the potential of an adapted network, and whether a picture shows anything at all. A frame
-is encoded once; the three perspectives of `grm.fusion` are further questions to the small heads. Their disagreement,
-and that of the members, is the spread, calibrated on validation episodes.
+41 bins (resolution 0.05). A second ensemble answers how far along after is, seen without a before, and beside it a
+head whether after shows the task done. Two more heads answer whether instruction and pictures belong together, which
+scales the potential of an adapted network, and whether a picture shows anything at all. A frame is encoded once; the
+four perspectives of `grm.fusion` are further questions to the small heads. Their disagreement, and that of the members,
+is the spread, calibrated on validation episodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,9 +79,9 @@ class MultiViewNetwork(nn.Module):
         self.members = nn.ModuleList(
             nn.Sequential(nn.Linear(256, 128), nn.SiLU(), nn.Linear(128, a.bins)) for _ in range(a.members)
         )
-        self.done = nn.Sequential(
-            nn.Linear(4 * frame + a.text_features, 128), nn.LayerNorm(128), nn.SiLU(), nn.Linear(128, 1)
-        )
+        self.standing = nn.Sequential(nn.Linear(4 * frame + a.text_features, 256), nn.LayerNorm(256), nn.SiLU())
+        self.absolute = nn.Sequential(nn.Linear(256, 128), nn.SiLU(), nn.Linear(128, a.members * a.bins))
+        self.done = nn.Linear(256, 1)
         self.fits = nn.Sequential(
             nn.Linear(3 * frame + a.text_features, 128), nn.LayerNorm(128), nn.SiLU(), nn.Linear(128, 1)
         )
@@ -122,12 +123,16 @@ class MultiViewNetwork(nn.Module):
         shared = self.hop[1:](shared)
         return torch.stack([member(shared) for member in self.members], -2)
 
-    def success_logit(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> Tensor:
-        """Logit (…) of the task being done in after; shapes broadcast as in `hop_logits`."""
-        first, width = cast(nn.Linear, self.done[0]), init.shape[-1]
+    def absolute_logits(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of after's absolute progress (…, M, K) and of the task being done in it (…); shapes as above.
+
+        The progress bins are evenly spaced over [0, 1].
+        """
+        first, width = cast(nn.Linear, self.standing[0]), init.shape[-1]
         i, g, a, rest, t = first.weight.split([width] * 4 + [text.shape[-1]], 1)
         shared = F.linear(after, a - rest) + F.linear(init, i) + F.linear(goal, g + rest)
-        return self.done[1:](shared + F.linear(text, t, first.bias)).squeeze(-1)
+        shared = self.standing[1:](shared + F.linear(text, t, first.bias))
+        return self.absolute(shared).unflatten(-1, (-1, len(self.centres))), self.done(shared).squeeze(-1)
 
     def fits_logit(self, text: Tensor, init: Tensor, goal: Tensor) -> Tensor:
         """Logit (…) of instruction, initial frame and goal picture being of one and the same task."""
@@ -250,7 +255,7 @@ class GRM(ProcessReward[Frame, Carry]):
         self,
         carries: Sequence[Carry],
         prefixes: Sequence[Sequence[_Seen]],
-        every_hop: Float[np.ndarray, "3 members n"],
+        every: Float[np.ndarray, "4 members n"],
         every_success: Float[np.ndarray, " n"],
     ) -> tuple[list[Carry], list[PerspectiveJudgement]]:
         """Step after step, all prefixes at once: NumPy costs as much for eight environments as for one."""
@@ -266,21 +271,21 @@ class GRM(ProcessReward[Frame, Carry]):
                 if frame.names:  # else nothing seen: abstain, remember everything as it was
                     turns[t].append((row, begins[row] + t, asked))
                     asked += 1
-        columns = np.full((6, begins[-1]), np.nan)
+        columns = np.full((7, begins[-1]), np.nan)
         for t, turn in enumerate(turns):
             if not turn:
                 continue
             rows, places, numbers = np.array(turn).T
             new = np.array([previous[row] is None for row in rows])
-            hops, before = every_hop[:, :, numbers], potential[rows]
-            usable = hops.copy()
+            answers, before = every[:, :, numbers], potential[rows]
+            usable = answers.copy()
             usable[1:, :, cyclic[rows]] = np.nan
             now, spread = self.fuser(before, *usable)
-            hop = hops[0, 0]
+            hop = answers[0, 0]
             incremental = before + hop * np.where(hop >= 0, 1 - before, before)
             if new.any():
-                backward = np.clip(1 + hops[2], 0, 1)
-                doubt = np.nanstd(np.concatenate([np.zeros((2, len(rows))), backward]), axis=0)
+                others = np.concatenate([np.clip(1 + answers[2], 0, 1), answers[3]])
+                doubt = np.nanstd(np.concatenate([np.zeros((2, len(rows))), others]), axis=0)
                 now, spread, incremental = np.where(
                     new, [np.zeros(len(rows)), doubt, np.zeros(len(rows))], [now, spread, incremental]
                 )
@@ -289,12 +294,12 @@ class GRM(ProcessReward[Frame, Carry]):
             for row in rows:
                 previous[row] = prefixes[row][t]
             shown = fit[rows] * np.array([now, spread, incremental])
-            columns[:, places] = [*shown, hops[1, 0], 1 + hops[2, 0], every_success[numbers]]
+            columns[:, places] = [*shown, answers[1, 0], 1 + answers[2, 0], answers[3, 0], every_success[numbers]]
         ends = [
             Carry(c.task, c.goal, c.initial, c.anchor, previous[row], float(potential[row]), c.cyclic, c.fit)
             for row, c in enumerate(carries)
         ]
-        names = ("potential", "spread", "incremental", "forward", "backward", "success")
+        names = ("potential", "spread", "incremental", "forward", "backward", "absolute", "success")
         judgements = []
         for begin, end in pairwise(begins):
             part = dict(zip(names, columns[:, begin:end].copy(), strict=True))
@@ -369,20 +374,20 @@ class GRM(ProcessReward[Frame, Carry]):
     @torch.inference_mode()
     def _answer(
         self, questions: Sequence["_Question"]
-    ) -> tuple[Float[np.ndarray, "3 members n"], Float[np.ndarray, " n"]]:
-        """Hops from before, from the initial frame and from the goal, and P(done), of n questions.
+    ) -> tuple[Float[np.ndarray, "4 members n"], Float[np.ndarray, " n"]]:
+        """Hops from before, from the initial frame and from the goal, absolute progress, and P(done), of n questions.
 
         One pass of the heads per chunk; member 0 is the mean over the others.
         """
         chunks = [self._ask(questions[begin : begin + _CHUNK]) for begin in range(0, len(questions), _CHUNK)]
         if not chunks:
-            return np.empty((3, 1, 0)), np.empty(0)
-        hops, success = zip(*chunks, strict=True)
-        return np.concatenate(hops, -1), np.concatenate(success)
+            return np.empty((4, 1, 0)), np.empty(0)
+        answers, success = zip(*chunks, strict=True)
+        return np.concatenate(answers, -1), np.concatenate(success)
 
     def _ask(
         self, questions: Sequence["_Question"]
-    ) -> tuple[Float[np.ndarray, "3 members n"], Float[np.ndarray, " n"]]:
+    ) -> tuple[Float[np.ndarray, "4 members n"], Float[np.ndarray, " n"]]:
         heads, device = self._heads, self.network.no_goal.device
         known = np.array([q.carry.goal is not None for q in questions])
         anchors = torch.from_numpy(np.stack([q.carry.anchor for q in questions])).to(device)
@@ -391,16 +396,20 @@ class GRM(ProcessReward[Frame, Carry]):
         seen = seen.to(device).view(4, len(questions), -1)
         asked, befores = anchors + seen[0, :, : heads.both], seen[1:, :, heads.both :]  # before, initial, goal
         hops = heads.hops((asked[:, : heads.hidden] + befores).flatten(0, 1)).unflatten(0, (3, -1))
-        hops = torch.cat([hops.mean(-1, keepdim=True), hops], -1).transpose(1, 2).double().cpu().numpy()
-        hops[2, :, ~known] = np.nan
-        return hops, heads.success(asked[:, heads.hidden :]).double().cpu().numpy()
+        absolute, success = heads.standing(asked[:, heads.hidden :])
+        answers = torch.cat([hops, absolute[None]])
+        answers = torch.cat([answers.mean(-1, keepdim=True), answers], -1).transpose(1, 2).double().cpu().numpy()
+        answers[2, :, ~known] = np.nan
+        return answers, success.double().cpu().numpy()
 
     @property
     def _heads(self) -> FoldedHeads:
         """Folded anew when the network was trained, loaded or moved meanwhile."""
         network = self.network
         if self._folded is None or not self._folded.fresh:
-            self._folded = FoldedHeads(network.hop, network.members, network.done, network.centres)
+            self._folded = FoldedHeads(
+                network.hop, network.members, network.standing, network.absolute, network.done, network.centres
+            )
         return self._folded
 
 

@@ -28,7 +28,7 @@ class Truthful:
         self.tasks.append(task)
         phi = self.phi(steps)
         nothing = np.where(np.isnan(phi), np.nan, 0.0)
-        columns = dict.fromkeys(("spread", "incremental", "forward", "backward"), nothing)
+        columns = dict.fromkeys(("spread", "incremental", "forward", "backward", "absolute"), nothing)
         return PerspectiveJudgement(potential=phi, success=phi, judged=~np.isnan(phi), **columns)
 
     def hops(self, task, initial, before, after):

@@ -14,9 +14,10 @@ NAN = np.nan
 FUSERS: list[Fuser] = [MeanFusion(), ConsistentFusion(), ConsistentFusion(floor=1e-9)]
 
 
-def fuse(fuser, previous, incremental, forward, backward):
-    """One member, no batch, scalars in and out."""
-    potential, spread = fuser(np.array(previous), *(np.array([hop]) for hop in (incremental, forward, backward)))
+def fuse(fuser, previous, incremental, forward, backward, absolute=NAN):
+    """One member, no batch, scalars in and out; no absolute estimate unless given, as in the paper."""
+    estimates = (incremental, forward, backward, absolute)
+    potential, spread = fuser(np.array(previous), *(np.array([estimate]) for estimate in estimates))
     return float(potential), float(spread)
 
 
@@ -90,6 +91,14 @@ def test_contradiction_keeps_the_previous_potential():
     assert spread == pytest.approx(np.std([0.93, 0.0, 1.0]))
 
 
+def test_the_absolute_estimate_counts_as_one_more():
+    # Φ_I = .7, Φ_F = .6, Φ_B = .6, Φ_A = .1
+    assert fuse(MeanFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx((0.7 + 0.6 + 0.6 + 0.1) / 4)
+    assert fuse(ConsistentFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx((0.7 + 0.6 + 0.1) / 3)
+    for fuser in FUSERS:
+        assert fuse(fuser, NAN, NAN, NAN, NAN, 0.1) == (pytest.approx(0.1), 0)
+
+
 @pytest.mark.parametrize(
     ("hops", "mean", "consistent"),
     [
@@ -116,11 +125,11 @@ def test_anchors_recover_a_lost_previous_potential(fuser):
 
 @pytest.mark.parametrize("fuser", FUSERS)
 def test_potential_is_of_member_0_and_spread_of_all(fuser):
-    hops = np.array([[0.5, 0.1], [0.6, 0.2], [-0.4, NAN]])
+    hops = np.array([[0.5, 0.1], [0.6, 0.2], [-0.4, NAN], [0.3, 0.8]])
     potential, spread = fuser(np.array(0.4), *hops)
-    alone, _ = fuse(fuser, 0.4, 0.5, 0.6, -0.4)
+    alone, _ = fuse(fuser, 0.4, 0.5, 0.6, -0.4, 0.3)
     assert potential == pytest.approx(alone)
-    assert spread == pytest.approx(np.std([0.7, 0.46, 0.6, 0.2, 0.6]))
+    assert spread == pytest.approx(np.std([0.7, 0.46, 0.6, 0.2, 0.6, 0.3, 0.8]))
     hops[:, 0] = NAN
     assert all(np.isnan(part) for part in fuser(np.array(0.4), *hops))
 
@@ -129,8 +138,10 @@ def test_potential_is_of_member_0_and_spread_of_all(fuser):
 @given(
     previous=arrays(float, 3, elements=st.floats(0, 1)),
     hops=arrays(float, (3, 2, 3), elements=st.one_of(st.floats(-1, 1), st.just(NAN))),
+    absolute=arrays(float, (1, 2, 3), elements=st.one_of(st.floats(0, 1), st.just(NAN))),
 )
-def test_bounded_and_a_batch_is_its_members(fuser, previous, hops):
+def test_bounded_and_a_batch_is_its_members(fuser, previous, hops, absolute):
+    hops = np.concatenate([hops, absolute])
     potential, spread = fuser(previous, *hops)
     assert potential.shape == spread.shape == (3,)
     answered = ~np.isnan(hops[:, 0]).all(0)
@@ -150,7 +161,7 @@ def test_a_perfect_model_is_followed(fuser):
     phi = 0.0
     for before, now in itertools.pairwise(truth):
         hop = (now - before) / (1 - before if now >= before else before)
-        phi, spread = fuse(fuser, phi, hop, now, now - 1)
+        phi, spread = fuse(fuser, phi, hop, now, now - 1, now)
         assert phi == pytest.approx(now)
         assert spread == pytest.approx(0, abs=1e-12)
 
@@ -173,18 +184,20 @@ def test_is_cyclic_is_elementwise_and_abstention_is_no_evidence():
 @pytest.mark.parametrize("fuser", FUSERS)
 def test_malformed_input(fuser):
     good = np.zeros((2, 3))
-    with pytest.raises(TraceError, match=r"expected three times \(members, \*batch\)"):
-        fuser(np.zeros(3), good, good, np.zeros((1, 3)))
+    with pytest.raises(TraceError, match=r"expected four times \(members, \*batch\)"):
+        fuser(np.zeros(3), good, good, np.zeros((1, 3)), good)
     with pytest.raises(TraceError, match="shape"):
-        fuser(np.zeros(2), good, good, good)
+        fuser(np.zeros(2), good, good, good, good)
     with pytest.raises(TraceError, match="at least one member"):
-        fuser(np.zeros(3), *[np.zeros((0, 3))] * 3)
+        fuser(np.zeros(3), *[np.zeros((0, 3))] * 4)
     with pytest.raises(TraceError, match="anchored hop is 33"):
-        fuser(np.zeros(3), good, good + 33, good)
+        fuser(np.zeros(3), good, good + 33, good, good)
     with pytest.raises(TraceError, match="hop is 2"):
-        fuser(np.zeros(3), good + 2, good, good)
+        fuser(np.zeros(3), good + 2, good, good, good)
+    with pytest.raises(TraceError, match=r"absolute progress is -0\.5"):
+        fuser(np.zeros(3), good, good, good, good - 0.5)
     with pytest.raises(TraceError, match=r"potential is 1\.5"):
-        fuser(np.full(3, 1.5), good, good, good)
+        fuser(np.full(3, 1.5), good, good, good, good)
 
 
 @pytest.mark.parametrize("wrong", [{"floor": 0.0}, {"alpha": -1.0}, {"floor": NAN}])

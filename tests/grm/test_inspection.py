@@ -23,6 +23,7 @@ def inspection(potential, *, success=None, name="one", every=1, **known) -> Insp
         incremental=nothing,
         forward=nothing,
         backward=nothing,
+        absolute=nothing,
         success=nothing if success is None else np.array([success] * len(values), float),
         **known,
     )

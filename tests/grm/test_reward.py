@@ -80,6 +80,7 @@ def test_richer_judgements_are_checked_too():
             incremental=good,
             forward=good,
             backward=good,
+            absolute=good,
             success=good,
         )
 

@@ -113,9 +113,9 @@ def test_every_step_is_told_and_recorded(uninterrupted):
     assert steps == [(1, True), (2, True)]
     assert not trainer.network.training
     assert [row["step"] for row in uninterrupted.history] == [1, 2, 3, 4, 5, 6]
-    names = {"hop", "success", "usable", "ranking", "state", "fits"}
+    names = {"hop", "absolute", "success", "usable", "ranking", "state", "fits"}
     for row in uninterrupted.history:
-        assert {"hop", "success", "usable", "ranking", "state"} <= {k.removesuffix("_loss") for k in row} - {"step"}
+        assert names - {"fits"} <= {k.removesuffix("_loss") for k in row}
         assert np.isfinite(list(row.values())).all()
     seen = {key.removesuffix("_loss") for row in uninterrupted.history for key in row} - {"step", "seconds"}
     assert seen == names
@@ -220,7 +220,14 @@ def test_loss_falls_and_order_rises_on_a_moving_square():
     trainer = Trainer(network(4), episodes, settings, dataclasses.replace(PLAIN, shift=1))  # one that knows little
     before = order(GRM(trainer.network))
     trainer.run()
-    for name, share in {"hop": 0.85, "success": 0.7, "usable": 0.6, "ranking": 0.7, "state": 0.8}.items():
+    for name, share in {
+        "hop": 0.85,
+        "absolute": 0.85,
+        "success": 0.7,
+        "usable": 0.7,
+        "ranking": 0.7,
+        "state": 0.8,
+    }.items():
         losses = [row[f"{name}_loss"] for row in trainer.history]
         assert np.mean(losses[-10:]) < share * np.mean(losses[:10]), name
     after = order(GRM(trainer.network))
@@ -379,9 +386,29 @@ def test_every_ordered_pair_and_both_anchors_are_asked_with_their_own_labels(mon
 
 def test_moments_that_show_nothing_teach_nothing():
     losses = losses_of(Trainer(network(), EPISODES, SETTINGS, dataclasses.replace(PLAIN, blind=1.0)))
-    assert {name: losses[name].item() for name in ("hop", "success", "ranking", "state")} == dict.fromkeys(
-        ("hop", "success", "ranking", "state"), 0.0
+    assert {name: losses[name].item() for name in ("hop", "absolute", "success", "ranking", "state")} == dict.fromkeys(
+        ("hop", "absolute", "success", "ranking", "state"), 0.0
     )
+
+
+def test_the_absolute_loss_is_the_cross_entropy_of_the_learning_members():
+    trainer = Trainer(network(), EPISODES, SETTINGS, PLAIN)
+    batch = trainer._draw(np.random.default_rng(0))
+    nobody = dataclasses.replace(batch, members=np.zeros_like(batch.members))
+    assert losses_of(trainer, nobody)["absolute"].item() == 0
+    one = np.zeros_like(batch.members)
+    one[:, 1] = True
+    with torch.no_grad():
+        last = trainer.network.absolute[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+        last.bias.view(-1, trainer.network.architecture.bins)[1, 20] = 100  # progress 0.5, for sure
+    half = dataclasses.replace(batch, members=one, potential=np.full_like(batch.potential, 0.5))
+    assert losses_of(trainer, half)["absolute"].item() == pytest.approx(0, abs=1e-4)
+    other = dataclasses.replace(half, potential=np.full_like(batch.potential, 0.6))
+    assert losses_of(trainer, other)["absolute"].item() == pytest.approx(100, rel=1e-3)
+    spread = dataclasses.replace(other, members=~one)
+    assert losses_of(trainer, spread)["absolute"].item() == pytest.approx(np.log(trainer.network.architecture.bins))
 
 
 def test_frames_just_before_success_are_asked_to_be_neither(monkeypatch):

@@ -9,7 +9,7 @@ from benchmarks.baselines.absolute import AbsoluteHead
 from benchmarks.baselines.classifier import ClassifierHead, balanced_cross_entropy, half_last
 from benchmarks.baselines.clips import FRAMES, Clip, Look, Pool
 from benchmarks.baselines.head import FeatureJudgement, Shown, fit_calibration
-from benchmarks.baselines.hop import HopHead, perspective, ranking_loss
+from benchmarks.baselines.hop import PERSPECTIVES, HopHead, perspective, ranking_loss
 from grm.fusion import MeanFusion
 from grm.hops import hop_between
 from grm.models.multiview import Architecture, MultiViewNetwork
@@ -120,35 +120,35 @@ def test_hop_logits_are_the_network_s():
     torch.manual_seed(0)
     network = MultiViewNetwork(SMALL)
     head = HopHead(SMALL, 3, Look())
-    head.hop, head.members, head.done = network.hop, network.members, network.done
+    head.hop, head.members = network.hop, network.members
+    head.standing, head.absolute, head.done = network.standing, network.absolute, network.done
     text, init, goal, before, after = (torch.randn(5, n) for n in (2, 3, 3, 3, 3))
     torch.testing.assert_close(
         head.hop_logits(text, init, goal, before, after), network.hop_logits(text, init, goal, before, after)
     )
-    done = head.success_logit(text[:, None], init[:, None], goal[:, None], after[:, None])[:, 0]
-    torch.testing.assert_close(done, network.success_logit(text, init, goal, after))
+    several = head.absolute_logits(text[:, None], init[:, None], goal[:, None], after[:, None])
+    for own, its in zip(several, network.absolute_logits(text, init, goal, after), strict=True):
+        torch.testing.assert_close(own[:, 0], its)
 
 
 def test_perspectives_of_a_model_that_is_right():
     truth = np.array([0.0, 0.2, 0.6, 0.5, 1.0])
     steps = np.concatenate([[0.0], hop_between(truth[:-1], truth[1:])])
-    hops = np.stack([steps, truth, truth - 1])[:, None].repeat(3, 1)
-    for name in ("fused", "incremental", "forward", "backward"):
+    hops = np.stack([steps, truth, truth - 1, truth])[:, None].repeat(3, 1)
+    for name in PERSPECTIVES:
         potential, spread = perspective(hops, name)
         assert potential == pytest.approx(truth), name
         assert spread == pytest.approx(0, abs=1e-9), name
 
 
 def test_perspectives_that_disagree_are_fused_as_the_package_does():
-    hops = np.array([[0.0, 0.5], [0.0, 0.2], [-1.0, -0.4]])[:, None].repeat(2, 1)
+    hops = np.array([[0.0, 0.5], [0.0, 0.2], [-1.0, -0.4], [0.3, 0.9]])[:, None].repeat(2, 1)
     now, spread = MeanFusion()(np.asarray(0.0), *hops[:, :, 1])
     potential, deviation = perspective(hops, "fused")
     assert potential == pytest.approx([0, float(now)])
     assert deviation[1] == pytest.approx(float(spread))
     assert perspective(hops, "fused", cyclic=True)[0] == pytest.approx([0, 0.5])  # incremental alone
-    assert [perspective(hops, n)[0][1] for n in ("incremental", "forward", "backward")] == pytest.approx(
-        [0.5, 0.2, 0.6]
-    )
+    assert [perspective(hops, n)[0][1] for n in PERSPECTIVES[1:]] == pytest.approx([1.3 / 3, 0.5, 0.2, 0.6, 0.9])
 
 
 def test_ranking_compares_frames_of_one_task_only():

@@ -19,12 +19,13 @@ def network() -> MultiViewNetwork:
             parameter += 0.2 * torch.randn_like(parameter)
         for member in network.members:
             member[-1].weight *= 5
+        network.absolute[-1].weight *= 5
         network.usable.bias += 10
     return network
 
 
 def folded(network: MultiViewNetwork) -> FoldedHeads:
-    return FoldedHeads(network.hop, network.members, network.done, network.centres)
+    return FoldedHeads(network.hop, network.members, network.standing, network.absolute, network.done, network.centres)
 
 
 @torch.no_grad()
@@ -41,9 +42,14 @@ def test_the_folded_heads_answer_as_the_networks_own(network):
     assert expected.std(0).min() > 0.05, "heads that say one thing prove nothing"
     assert expected.std(1).min() > 0.01
     torch.testing.assert_close(hops, expected, atol=1e-5, rtol=1e-5)
-    done = network.success_logit(text, init, goal, after).sigmoid()
+    along, done = network.absolute_logits(text, init, goal, after)
+    along, done = (network.expected_hop(along) + 1) / 2, done.sigmoid()
+    assert along.std(0).min() > 0.01
+    assert along.std(1).min() > 0.01
     assert done.std() > 0.01
-    torch.testing.assert_close(heads.success(asked[:, heads.hidden :]), done, atol=1e-5, rtol=1e-5)
+    absolute, success = heads.standing(asked[:, heads.hidden :])
+    torch.testing.assert_close(absolute, along, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(success, done, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -63,9 +69,11 @@ def test_broadcast_questions_are_the_questions_one_by_one(network):
             plain = torch.stack([member(shared) for member in network.members], -2)
             torch.testing.assert_close(every[:, b, a], plain, atol=1e-4, rtol=1e-4)
     whole = torch.cat([init, goal, afters[:, 0], goal - afters[:, 0], text], -1)
-    torch.testing.assert_close(
-        network.success_logit(text, init, goal, afters[:, 0]), network.done(whole).squeeze(-1), atol=1e-4, rtol=1e-4
-    )
+    shared = network.standing(whole)
+    along, done = network.absolute_logits(text, init, goal, afters[:, 0])
+    assert along.shape == (5, TINY.members, TINY.bins)
+    torch.testing.assert_close(along.flatten(-2), network.absolute(shared), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(done, network.done(shared).squeeze(-1), atol=1e-4, rtol=1e-4)
 
 
 def test_heads_are_folded_anew_once_the_network_is_another(network):

@@ -92,9 +92,13 @@ def test_the_first_potential_is_zero_and_what_follows_is_the_fusion_of_its_parts
     assert judgement.incremental[0] == 0
     assert ((judgement.forward >= -1) & (judgement.forward <= 1)).all()
     assert ((judgement.backward >= 0) & (judgement.backward <= 2)).all()
+    assert ((judgement.absolute >= 0) & (judgement.absolute <= 1)).all()
+    assert np.ptp(judgement.absolute) > 0
     assert ((judgement.success > 0) & (judgement.success < 1)).all()
     cyclic = model.extend([model.start(WITH_GOAL)], [FRAMES])[0][0].cyclic
-    parts = [judgement.incremental] if cyclic else [judgement.incremental, judgement.forward, judgement.backward]
+    parts = [judgement.incremental]
+    if not cyclic:
+        parts += [judgement.forward, judgement.backward, judgement.absolute]
     np.testing.assert_allclose(judgement.potential[1:], np.clip(parts, 0, 1).mean(0)[1:], atol=1e-12)
 
 
@@ -122,7 +126,8 @@ def saying(bin_: int) -> GRM:
 def test_a_goal_that_looks_like_the_start_leaves_the_increments_alone():
     sure = parts_of(saying(40), cyclic=False)  # every hop is +1: the goal is no start
     np.testing.assert_allclose(
-        sure.potential[1:], np.clip([sure.incremental, sure.forward, sure.backward], 0, 1).mean(0)[1:]
+        sure.potential[1:],
+        np.clip([sure.incremental, sure.forward, sure.backward, sure.absolute], 0, 1).mean(0)[1:],
     )
     cyclic = parts_of(saying(24), cyclic=True)  # every hop is +0.2: the goal is taken for the start
     np.testing.assert_allclose(cyclic.potential, 1 - 0.8 ** np.arange(6), atol=1e-6)
@@ -157,7 +162,7 @@ class Brightness(MultiViewNetwork):
 
 
 class BrightHeads:
-    """What `FoldedHeads` would be of `Brightness`."""
+    """What `FoldedHeads` would be of `Brightness`; half-way, absolutely, whatever is shown."""
 
     hidden, both, fresh = 1, 2, True
 
@@ -174,8 +179,9 @@ class BrightHeads:
     def hops(self, asked):
         return (asked + torch.tensor(self.network.offsets)).clamp(-1, 1)
 
-    def success(self, asked):
-        return torch.full((len(asked),), 0.5)
+    def standing(self, asked):
+        offsets = torch.tensor(self.network.offsets)
+        return (0.5 + offsets).clamp(0, 1).expand(len(asked), -1), torch.full((len(asked),), 0.5)
 
 
 def bright(network: Brightness) -> GRM:
@@ -202,10 +208,10 @@ def test_each_perspective_asks_its_own_question():
     seen = [0, 1, 2, 4]
     np.testing.assert_allclose(judgement.forward[seen], [0.0, 0.3, 0.3, 0.9], atol=5e-3)  # from 0.1, the initial mean
     np.testing.assert_allclose(judgement.backward[seen], [0.3, 0.6, 0.6, 1.2], atol=5e-3)  # to 0.8
-    potential = [0.0, (0.3 + 0.3 + 0.6) / 3]
-    potential.append((potential[1] + 0.3 + 0.6) / 3)  # from 0.4 to 0.4 is no hop
+    potential = [0.0, (0.3 + 0.3 + 0.6 + 0.5) / 4]
+    potential.append((potential[1] + 0.3 + 0.6 + 0.5) / 4)  # from 0.4 to 0.4 is no hop
     by_hop = potential[2] + (1 - potential[2]) * 0.6  # from 0.4, not from the blank
-    potential.append((by_hop + 0.9 + 1.0) / 3)  # what leaves [0, 1] is clamped before it is fused
+    potential.append((by_hop + 0.9 + 1.0 + 0.5) / 4)  # what leaves [0, 1] is clamped before it is fused
     np.testing.assert_allclose(judgement.potential[seen], potential, atol=5e-3)
     assert judgement.incremental[4] == pytest.approx(by_hop, abs=5e-3)
 
@@ -214,13 +220,14 @@ def test_the_potential_is_the_members_mean_and_the_spread_their_disagreement():
     network = Brightness(TINY)
     model, steps = bright(network), [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
     agreed = model.judge(WITHOUT_GOAL, steps)
-    assert agreed.potential[1] == pytest.approx(0.4, abs=5e-3)
-    assert agreed.spread[1] == pytest.approx(0, abs=1e-6)
+    assert agreed.potential[1] == pytest.approx((0.4 + 0.4 + 0.5) / 3, abs=5e-3)
+    assert agreed.spread[1] == pytest.approx(np.std([0.4, 0.4, 0.5]), abs=5e-3)
     network.offsets = (-0.3, -0.2, 0.0, 0.1, 0.4)  # mean 0
     judgement = model.judge(WITHOUT_GOAL, steps)
     np.testing.assert_allclose(judgement.potential, agreed.potential, atol=1e-6)
     np.testing.assert_allclose(judgement.forward, agreed.forward, atol=1e-6)
     estimates = [0.4, 0.1, 0.2, 0.4, 0.5, 0.8] * 2  # their mean and each of them: by hops, and from the initial frame
+    estimates += [0.5, 0.2, 0.3, 0.5, 0.6, 0.9]  # absolutely
     assert judgement.spread[1] == pytest.approx(np.std(estimates), abs=5e-3)
 
 
@@ -228,7 +235,7 @@ def test_a_real_ensembles_members_answer_differently(model):
     [carry], _ = model.extend([model.start(WITH_GOAL)], [FRAMES[:1]])
     hops, success = model._answer([_Question(carry, *model._see(FRAMES[1:3]))])
     assert success.shape == (1,)
-    assert hops.shape == (3, 1 + TINY.members, 1)
+    assert hops.shape == (4, 1 + TINY.members, 1)
     np.testing.assert_allclose(hops[:, 0], hops[:, 1:].mean(1), atol=1e-6)
     assert hops[:, 1:].std(1).min() > 1e-3
 
@@ -302,7 +309,7 @@ def test_unusable_first_frames_and_goals_are_none():
     black = shade(top=0.0, side=0.0)
     judgement = model.judge(Task(instruction="brighter", goal=black), [black, shade(top=0.2), shade(top=0.6)])
     np.testing.assert_array_equal(judgement.judged, [False, True, True])
-    np.testing.assert_allclose(judgement.potential[1:], [0, 0.4], atol=5e-3)
+    np.testing.assert_allclose(judgement.potential[1:], [0, (0.4 + 0.4 + 0.5) / 3], atol=5e-3)
     assert np.isnan(judgement.backward).all()
     assert not model.judge(WITHOUT_GOAL, [black, black]).judged.any()
 
