@@ -23,6 +23,8 @@ DOORS = {
     "cv2": ("grm/data/video.py", "robot_io/cameras.py"),
     "mujoco": ("envs/",),
     "metaworld": ("envs/",),
+    "fastapi": ("robot_io/server.py",),
+    "httpx": ("grm/client.py",),
 }
 """Heavy third parties, and the only files or folders that may import them."""
 

@@ -20,10 +20,11 @@ from .demo import Demo
 from .doctor import Doctor
 from .evaluate import Evaluate
 from .inspect import Inspect
+from .serve import Serve
 from .terminal import complaints, console
 from .train import Train
 
-__all__ = ["Adapt", "Audit", "Collect", "Command", "Demo", "Doctor", "Evaluate", "Inspect", "Train", "main"]
+__all__ = ["Adapt", "Audit", "Collect", "Command", "Demo", "Doctor", "Evaluate", "Inspect", "Serve", "Train", "main"]
 
 Command = (
     Annotated[Collect, tyro.conf.subcommand("collect")]
@@ -32,6 +33,7 @@ Command = (
     | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
