@@ -28,6 +28,8 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.evaluation
 	$(RUN) python -m benchmarks.red_team
 	$(RUN) python -m benchmarks.baselines
+	$(RUN) python -m benchmarks.serve
+	$(RUN) python -m benchmarks.real_table
 	$(RUN) python -m benchmarks.demo
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else

@@ -9,10 +9,10 @@ estimates the potential in its own way:
     absolute      Φ_A, regressed                                                            ours      sure where nobody
                                                                                                       demonstrated
 
-with Φ* the fused potential of step t - 1. `MeanFusion` averages them (Eq. 8 has the first three); `ConsistentFusion`
-distrusts moments at which forward and backward disagree (Eq. 9-11). They are separate: at full confidence Eq. 11 weighs
-the perspectives 1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each. The paper has no absolute estimate: among the judges of
-`benchmarks/baselines` it agreed best with the truth off the demonstrations, and worse along them (docs/decisions/0007).
+with Φ* the fused potential of step t - 1. `MeanFusion` averages the hops' three (Eq. 8), `ConsistentFusion` distrusts
+moments at which forward and backward disagree (Eq. 9-11). They are separate: at full confidence Eq. 11 weighs the
+perspectives 1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each. The paper has no absolute estimate. It agrees better with the
+truth off the demonstrations than any hop does, so both rules give it half of the weight (docs/decisions/0007).
 
 The paper proves only Φ_I bounded: a model that errs puts Φ_F in [-1, 1] and Φ_B in [0, 2] (the official demonstration
 shows 1.67). Both are therefore clamped to [0, 1] *before* fusing, after which every fusion is a convex combination
@@ -62,7 +62,7 @@ class Fuser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MeanFusion:
-    """Mean of the perspectives that were answered. Eq. 8."""
+    """Mean of the hops' perspectives that were answered (Eq. 8), and the mean of that and the absolute one."""
 
     def __call__(
         self,
@@ -74,7 +74,7 @@ class MeanFusion:
     ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
         """See `Fuser`."""
         estimates = _estimates(previous, incremental, forward, backward, absolute)
-        potential = _mean(estimates[:, 0])
+        potential = _with_absolute(_mean(estimates[:3, 0]), estimates[3, 0])
         return potential, _spread(estimates, potential)
 
 
@@ -87,8 +87,8 @@ class ConsistentFusion:
         Φ*_t = Φ*_{t-1} + w/2 (Φ̄ - Φ*_{t-1} + Φ_I - Φ*_{t-1})      Eq. 11
              = (1 - w) Φ*_{t-1} + w (Φ̄ + Φ_I) / 2                   the same, convex at sight
 
-    with Φ_A as a third beside Φ̄ and Φ_I where it is answered, so that w = 0, the two contradict each other, keeps the
-    potential of the step before.
+    where the mean of (Φ̄ + Φ_I) / 2 and Φ_A stands for the former if Φ_A is answered, so that w = 0, the two contradict
+    each other, keeps the potential of the step before.
 
     **The floor.** Eq. 9 divides by Φ̄ + ε with an unnamed small ε. Near the start Φ̄ is nearly 0, and any disagreement
     is then relatively huge: (Φ_F, Φ_B) = (.00, .10) gives w = e^-80, and the potential never leaves 0. Here the
@@ -128,7 +128,7 @@ class ConsistentFusion:
         """See `Fuser`."""
         estimates = _estimates(previous, incremental, forward, backward, absolute)
         phi_i, phi_f, phi_b, phi_a = estimates[:, 0]
-        target = _mean(np.stack([phi_i, _mean(np.stack([phi_f, phi_b])), phi_a]))
+        target = _with_absolute(_mean(np.stack([phi_i, _mean(np.stack([phi_f, phi_b]))])), phi_a)
         weight = self.confidence(phi_f, phi_b)
         held = np.where(np.isnan(previous), target, previous)
         potential = np.asarray((1 - weight) * held + weight * target)
@@ -169,6 +169,10 @@ def _estimates(
         )
     anchored[1] += 1
     return np.concatenate([apply_hop(previous, incremental)[None], np.clip(anchored, 0, 1), direct[None]])
+
+
+def _with_absolute(hops: np.ndarray, absolute: np.ndarray) -> Float[np.ndarray, "*batch"]:
+    return _mean(np.stack([hops, absolute]))
 
 
 def _mean(estimates: Float[np.ndarray, "n *batch"]) -> Float[np.ndarray, "*batch"]:

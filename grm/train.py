@@ -390,12 +390,15 @@ def adapt(
     steps: int = 200,
     seed: int = 0,
     train_encoder: bool = True,
+    share: float = 0.7,
     after_step: Callable[[Trainer], None] = lambda trainer: None,
 ) -> GRM:
     """A new GRM that knows the demonstration's task too; the old one stays as it was.
 
     Needs no keyframes: without labels of its own the demonstration's progress is its time (`from_time`). Half of every
-    batch is the demonstration, half is `replay` of the tasks the model was trained on, against forgetting.
+    batch is the demonstration, half is `replay` of the tasks the model was trained on, against forgetting. The new
+    weights are `share` of the way from the old ones to the trained ones (Wortsman et al. 2022, "Robust Fine-Tuning of
+    Zero-Shot Models"): all of the way, it knows the demonstration best and the states beside it worse.
     Raises `TraceError` for a demonstration that does not end in success.
     """
     if not demonstration.succeeded:
@@ -426,6 +429,12 @@ def adapt(
         demonstration = replace(demonstration, progress=from_time(len(demonstration)).astype(np.float32))
     trainer = Trainer(network, itertools.chain([demonstration], usable), settings)
     trainer.run(after_step=after_step)
+    network.load_state_dict(
+        {
+            name: torch.lerp(old, new, share) if new.is_floating_point() else new
+            for (name, old), new in zip(model.network.state_dict().items(), network.state_dict().values(), strict=True)
+        }
+    )
     if usable:  # else no other task's words and pictures were there to tell this one's from
         network.gated.fill_(1.0)
     return GRM(network, fuser=model.fuser)

@@ -91,10 +91,10 @@ def test_contradiction_keeps_the_previous_potential():
     assert spread == pytest.approx(np.std([0.93, 0.0, 1.0]))
 
 
-def test_the_absolute_estimate_counts_as_one_more():
+def test_the_absolute_estimate_has_half_of_the_weight():
     # Φ_I = .7, Φ_F = .6, Φ_B = .6, Φ_A = .1
-    assert fuse(MeanFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx((0.7 + 0.6 + 0.6 + 0.1) / 4)
-    assert fuse(ConsistentFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx((0.7 + 0.6 + 0.1) / 3)
+    assert fuse(MeanFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx(((0.7 + 0.6 + 0.6) / 3 + 0.1) / 2)
+    assert fuse(ConsistentFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx(((0.7 + 0.6) / 2 + 0.1) / 2)
     for fuser in FUSERS:
         assert fuse(fuser, NAN, NAN, NAN, NAN, 0.1) == (pytest.approx(0.1), 0)
 

@@ -650,6 +650,17 @@ def test_adapting_makes_a_new_model_and_leaves_the_old_one(old):
     assert_same(weights(adapt(old, demonstration, EPISODES, steps=3, seed=1).network), weights(adapted.network))
 
 
+def test_the_new_weights_lie_on_the_way_from_the_old_to_the_trained_ones(old):
+    none, half, whole = (
+        weights(adapt(old, moving_square(7), EPISODES, steps=3, share=share).network) for share in (0.0, 0.5, 1.0)
+    )
+    before = weights(old.network)
+    assert_same({k: v for k, v in none.items() if k != "gated"}, {k: v for k, v in before.items() if k != "gated"})
+    for name in before.keys() - {"gated"}:
+        torch.testing.assert_close(half[name], (before[name] + whole[name]) / 2, atol=1e-6, rtol=1e-5)
+    assert none["gated"] == half["gated"] == whole["gated"] == 1
+
+
 def test_a_demonstration_needs_no_labels(old):
     labelled = moving_square(7)
     np.testing.assert_allclose(labelled.progress, from_time(len(labelled)), atol=1e-6)
