@@ -5,7 +5,7 @@ follows from the judged potentials by fixed rules, each documented where it is c
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from .data.recordings import Recording
+from .data.video import thumbnail
 from .errors import TraceError
 from .metrics import SUCCESS_FROM, Completion, completion_class
 from .reward import Frame, Judgement, PerspectiveJudgement, ProcessReward, Task
@@ -25,7 +26,11 @@ STALL_CHANGE = 0.05
 """Largest change of Φ within a stall, as in `grm.metrics.changes`."""
 MILESTONES = (0.25, 0.5, 0.75, SUCCESS_FROM)
 """Potentials whose first moment is reported."""
+DUPLICATE = 0.004
+"""Mean difference of two fingerprints, of 1, below which they are of one and the same episode: compressed anew, a
+picture differs by about as much."""
 _CHUNK = 32
+_FINGERS, _FINGER_SIDE = 16, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class Inspection:
     absolute: Float[np.ndarray, " T"]
     success: Float[np.ndarray, " T"]
     """P(done); NaN throughout for a model without such a head, like the three perspectives."""
+    fingerprint: Float[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0))
+    """Some of its pictures, small and grey, in [0, 1]: see `near_duplicates`."""
     succeeded: bool | None = None
     """As recorded; None where nobody said."""
 
@@ -121,15 +128,23 @@ def inspect(
     *,
     stride: int = 1,
     after_each: Callable[[int], None] = lambda frames: None,
+    watch: Callable[[int, Frame], None] = lambda number, frame: None,
 ) -> Inspection:
-    """Judge every `stride`-th frame of the stream; `after_each` hears how many frames were judged.
+    """Judge every `stride`-th frame of the stream.
+
+    `after_each` hears how many frames were judged; `watch` is shown each of them, with its number among the judged.
 
     Raises `TraceError` where the recording cannot be read to its end, or holds no frame.
     """
     carry = model.start(Task(instruction=recording.instruction, goal=goal))
     parts: list[Judgement] = []
     times: list[float] = []
+    shown = np.linspace(0, max(0, -(-recording.length // stride) - 1), _FINGERS).round().astype(int)
+    fingers: list[np.ndarray] = []
     for frames in batched(recording.frames(stride), _CHUNK):
+        for number, frame in enumerate(frames, len(times)):
+            watch(number, frame)
+            fingers += [_finger(frame, recording.views)] * int((shown == number).sum())
         [carry], [judgement] = model.extend([carry], [frames])
         parts.append(judgement)
         times += [frame.time for frame in frames]
@@ -153,8 +168,20 @@ def inspect(
             name: column(name) if perspectives else unknown
             for name in ("incremental", "forward", "backward", "absolute", "success")
         },
+        fingerprint=np.concatenate(fingers) if fingers else np.zeros(0),
         succeeded=recording.succeeded,
     )
+
+
+def near_duplicates(inspections: Sequence[Inspection]) -> list[tuple[str, str]]:
+    """Names of pairs that show the same: a recording that was copied, or compressed anew."""
+    found = []
+    for k, one in enumerate(inspections):
+        for other in inspections[:k]:
+            same = len(one.fingerprint) == len(other.fingerprint) > 0
+            if same and np.abs(one.fingerprint - other.fingerprint).mean() < DUPLICATE:
+                found.append((other.name, one.name))
+    return found
 
 
 def regressions(
@@ -236,6 +263,13 @@ def every_frame(inspection: Inspection, length: int) -> Float[np.ndarray, " leng
         values[a] = va
     values[inspection.frame[-1] :] = inspection.potential[-1]
     return values
+
+
+def _finger(frame: Frame, views: Sequence[str]) -> Float[np.ndarray, " n"]:
+    """Each view's picture, small and grey, in [0, 1]; 0 where it shows nothing."""
+    nothing = np.zeros((_FINGER_SIDE, _FINGER_SIDE), np.uint8)
+    pictures = [thumbnail(frame.views[name], _FINGER_SIDE) if name in frame.views else nothing for name in views]
+    return np.array(pictures).ravel() / 255
 
 
 def _stretch(time_s: Sequence[float] | np.ndarray, start: int, end: int, depth: float) -> Stretch:

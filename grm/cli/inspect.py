@@ -3,8 +3,9 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -14,20 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data.recordings import Recording, find_recordings
-from ..data.video import read_picture, resize
+from ..data.video import read_picture
 from ..errors import OutputError, TraceError
-from ..inspection import Inspection, every_frame, inspect, triage
+from ..inspection import Inspection, every_frame, inspect, near_duplicates, triage
 from ..models.multiview import GRM
+from ..report import Film
+from ..report.inspection import EPISODES, HEADERS, FilmMaker, cells, kept_frames, picture_height, write_inspection
 from ..reward import Frame
 from .output import check_output, command_line, commit
 from .terminal import complaints, console, progress_bar
 
 SERIES = ("potential", "spread", "incremental", "forward", "backward", "absolute", "success")
-COLUMNS = ("episode", "verdict", "recorded", "Φ end", "Φ best", "regressions", "stalls", "advice")
-CLIPS = 8
-"""Episodes whose pictures are on the page: the worst ones."""
-CLIP_FRAMES = 150
-CLIP_HEIGHT = 120
 RATE_HZ = 5.0
 """Frames judged per second where `every` is not said: what the packaged GRM learnt from."""
 
@@ -72,31 +70,53 @@ class Inspect:
         self._check_settings()
         model = GRM.from_pretrained(self.model)
         found: list[tuple[Recording, Inspection]] = []
+        numbers: dict[str, int] = {}
         with progress_bar() as progress:
             strides = [self.every or max(1, round(recording.rate_hz / RATE_HZ)) for recording in recordings]
             total = sum(-(-recording.length // stride) for recording, stride in zip(recordings, strides, strict=True))
+            height = picture_height(recordings, strides)
             bar = progress.add_task("inspecting", total=total)
             for number, (recording, stride) in enumerate(zip(recordings, strides, strict=True)):
                 progress.update(bar, description=recording.name)
                 path = self.out / "episodes" / f"{number}.npz"
                 try:
                     if not path.exists():
+                        maker = FilmMaker(recording.views, kept_frames(-(-recording.length // stride)), height)
                         judged = inspect(
                             model,
                             recording,
                             goals.of(number),
                             stride=stride,
                             after_each=lambda frames: progress.advance(bar, frames),
+                            watch=maker.see,
                         )
+                        _write_films(_film_path(path), maker.films())
                         _write_episode(path, judged)
                     else:
                         progress.advance(bar, -(-recording.length // stride))
                     found.append((recording, _read_episode(path, recording)))
+                    numbers[recording.name] = number
+                    # Whoever is not among the worst now will not be later: its film can go.
+                    for one in triage(one for _, one in found)[EPISODES:]:
+                        _film_path(self.out / "episodes" / f"{numbers[one.name]}.npz").unlink(missing_ok=True)
                 except TraceError as error:
                     broken.append((recording.name, error))
         notes = goals.notes + [f"{r.name}: {note}" for r, _ in found for note in r.notes]
         notes += [f"{name} could not be read: {error}" for name, error in broken]
+        films = {
+            name: _read_films(film)
+            for name, number in numbers.items()
+            if (film := _film_path(self.out / "episodes" / f"{number}.npz")).exists()
+        }
         self._write(found, broken, notes)
+        write_inspection(
+            self.out / "index.html",
+            [one for _, one in found],
+            films,
+            command=command_line(self),
+            settings={"model": self.model or "packaged", "goal": self.goal, "commit": commit()},
+            notes=notes,
+        )
         console.print(_table([one for _, one in found]))
         for name, error in broken:
             complaints.print(f"[bold red]{escape(name)}[/bold red] {escape(str(error))}", highlight=False)
@@ -142,6 +162,7 @@ class Inspect:
                 }
                 for row, one in zip(rows, inspections, strict=True)
             ],
+            "near_duplicates": near_duplicates(inspections),
             "triage": [one.name for one in triage(inspections)],
         }
         (self.out / "inspection.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -160,7 +181,6 @@ class Inspect:
         of_lerobot = [(recording, one) for recording, one in found if recording.episode_index is not None]
         if of_lerobot:
             _write_parquet(of_lerobot, self.out / "grm_progress.parquet", self.model or "packaged")
-        _write_page(self, found, notes)
 
 
 class Goals:
@@ -221,8 +241,34 @@ class Goals:
 def _write_episode(path: Path, one: Inspection) -> None:
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name("partial-" + path.name)  # so that what has the right name is whole
-    np.savez(partial, **{name: getattr(one, name) for name in ("time_s", "frame", "judged", *SERIES)})
+    np.savez(partial, **{name: getattr(one, name) for name in ("time_s", "frame", "judged", "fingerprint", *SERIES)})
     partial.replace(path)
+
+
+def _film_path(episode: Path) -> Path:
+    return episode.with_name(f"{episode.stem}-film.npz")
+
+
+def _write_films(path: Path, films: Mapping[str, Film]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pictures = [jpeg for film in films.values() for jpeg in film.pictures]
+    np.savez(
+        path,
+        names=np.array(list(films)),
+        shapes=np.array([(len(film), film.height, film.width) for film in films.values()]),
+        sizes=np.array([len(jpeg) for jpeg in pictures]),
+        bytes=np.frombuffer(b"".join(pictures), np.uint8),
+    )
+
+
+def _read_films(path: Path) -> dict[str, Film]:
+    with np.load(path, allow_pickle=False) as file:
+        ends, blob = np.cumsum(file["sizes"]).tolist(), file["bytes"].tobytes()
+        pictures = iter([blob[begin:end] for begin, end in pairwise([0, *ends])])
+        return {
+            str(name): Film(list(islice(pictures, int(count))), int(height), int(width))
+            for name, (count, height, width) in zip(file["names"], file["shapes"].reshape(-1, 3), strict=True)
+        }
 
 
 def _read_episode(path: Path, recording: Recording) -> Inspection:
@@ -280,93 +326,7 @@ def _write_parquet(found: Sequence[tuple[Recording, Inspection]], path: Path, mo
 
 
 def _table(inspections: Sequence[Inspection]) -> Table:
-    table = Table(*COLUMNS, title="worst first")
+    table = Table(*HEADERS, title="worst first")
     for one in triage(inspections)[:30]:
-        table.add_row(*_cells(one))
+        table.add_row(*cells(one))
     return table
-
-
-def _cells(one: Inspection) -> list[str]:
-    recorded = {None: "–", True: "success", False: "failure"}[one.succeeded]
-    lost = one.regressions
-    return [
-        one.name,
-        "not judged" if one.verdict is None else one.verdict.name.lower(),
-        recorded,
-        "–" if np.isnan(one.final) else f"{one.final:.2f}",
-        "–" if np.isnan(one.best) else f"{one.best:.2f}",
-        f"{len(lost)}" + (f" (to −{max(part.depth for part in lost):.2f})" if lost else ""),
-        f"{len(one.stalls)}",
-        one.advice,
-    ]
-
-
-def _write_page(command: Inspect, found: Sequence[tuple[Recording, Inspection]], notes: Sequence[str]) -> None:
-    from ..report import Clip, RunPage, write_page
-
-    by_name = {id(one): recording for recording, one in found}
-    worst = triage(one for _, one in found)
-    clips = []
-    for one in worst[:CLIPS]:
-        recording = by_name[id(one)]
-        kept = np.unique(np.linspace(0, len(one.frame) - 1, min(CLIP_FRAMES, len(one.frame))).round().astype(int))
-        pictures = _pictures(recording, one, kept)
-        clips.append(
-            Clip(
-                title=f"{one.name}: {_cells(one)[1]}, {one.advice}",
-                views=pictures,
-                rate_hz=float((len(kept) - 1) / max(one.time_s[kept[-1]] - one.time_s[kept[0]], 1e-3)) or 1.0,
-                potential=one.potential[kept],
-                spread=one.spread[kept],
-                judged=one.judged[kept],
-                outcome=one.succeeded if one.succeeded is not None else _cells(one)[1] == "success",
-                success_probability=None if np.isnan(one.success).all() else one.success[kept],
-            )
-        )
-    counts = {word: sum(one.advice == word for one in worst) for word in ("keep", "weight", "drop", "look")}
-    happened = [
-        f"{one.name}: Φ fell by {part.depth:.2f} from {part.start_s:.1f} to {part.end_s:.1f} s"
-        for one in worst[:CLIPS]
-        for part in one.regressions
-    ]
-    write_page(
-        RunPage(
-            title=f"{len(found)} episode{'s' * (len(found) != 1)} inspected",
-            subtitle=command_line(command),
-            verdict=", ".join(
-                f"{count} to {word}" if word != "look" else f"{count} to look at" for word, count in counts.items()
-            ),
-            clips=clips,
-            table_headers=[
-                "episode, worst first",
-                "verdict",
-                "recorded",
-                "Φ end",
-                "Φ best",
-                "regressions",
-                "stalls",
-                "advice",
-            ],
-            table_rows=[_cells(one) for one in worst],
-            settings={"model": command.model or "packaged", "goal": command.goal, "commit": commit()},
-            notes=[*notes, *happened],
-        ),
-        command.out / "index.html",
-    )
-
-
-def _pictures(recording: Recording, one: Inspection, kept: np.ndarray) -> dict[str, np.ndarray]:
-    """Small pictures of the kept frames by view; black where a camera showed nothing."""
-    stride = int(one.frame[1] - one.frame[0]) if len(one.frame) > 1 else 1
-    wanted = set(kept.tolist())
-    films: dict[str, list[np.ndarray | None]] = {name: [] for name in recording.views}
-    for t, frame in enumerate(recording.frames(stride)):
-        if t in wanted:
-            for name, film in films.items():
-                film.append(resize(frame.views[name], CLIP_HEIGHT) if name in frame.views else None)
-    shapes = {name: next((p.shape for p in film if p is not None), None) for name, film in films.items()}
-    return {
-        name: np.stack([np.zeros(shape, np.uint8) if picture is None else picture for picture in films[name]])
-        for name, shape in shapes.items()
-        if shape is not None
-    }

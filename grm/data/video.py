@@ -52,3 +52,8 @@ def resize(image: UInt8[np.ndarray, "h w 3"], height: int) -> UInt8[np.ndarray, 
         return image
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def thumbnail(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side"]:
+    """The image in grey, `side` pixels high and wide."""
+    return cv2.cvtColor(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)

@@ -1,5 +1,5 @@
 """What a person looks at: one self-contained HTML page for a run."""
 
-from .page import Clip, Curve, RunPage, write_page
+from .page import Clip, Curve, Event, Film, RunPage, write_page
 
-__all__ = ["Clip", "Curve", "RunPage", "write_page"]
+__all__ = ["Clip", "Curve", "Event", "Film", "RunPage", "write_page"]

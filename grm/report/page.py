@@ -16,14 +16,38 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
-from ..data.video import encode_jpeg
+from ..data.video import decode_jpeg, encode_jpeg
 from ..errors import OutputError, TraceError
 
 WINDOW = 20
 """Rollouts in the moving average of a learning curve."""
-PICTURE_BUDGET_BYTES = 7_000_000
-"""Pictures are encoded at the first of `QUALITIES` that fits, so that a page stays below 8 MB."""
-QUALITIES = (88, 78, 66, 50, 35)
+PICTURE_BUDGET_BYTES = 22_000_000
+"""Pictures are encoded at the first of `QUALITIES` that fits, so that a page stays below 25 MB."""
+QUALITIES = (88, 78, 66, 50, 35, 20)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Film:
+    """One view's T pictures as JPEG files of one size: a hundredth of the memory that the frames take."""
+
+    pictures: Sequence[bytes]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A stretch of a clip to jump to."""
+
+    text: str
+    """What happened there: 'Φ fell by 0.31'."""
+    begin: int
+    """Number of the frame in the clip where it begins."""
+    end: int
+    """Number of the frame where it ends, not before `begin`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,8 +59,8 @@ class Clip:
 
     title: str
     """What the reader sees, in words: 'Expert demonstration', 'A failed rollout (number 12)'."""
-    views: Mapping[str, UInt8[np.ndarray, "T _ _ 3"]]
-    """RGB frames by camera name; sizes may differ between cameras."""
+    views: Mapping[str, UInt8[np.ndarray, "T _ _ 3"] | Film]
+    """RGB frames by camera name, or JPEG files of them; sizes may differ between cameras."""
     rate_hz: float
     """Frames per second of the episode's own time."""
     potential: Float[np.ndarray, " T"]
@@ -50,6 +74,8 @@ class Clip:
     """True progress in [0, 1], where a simulator knows it."""
     success_probability: Float[np.ndarray, " T"] | None = None
     """P(the task is done) in [0, 1], from a head of its own; NaN where the model abstained."""
+    events: Sequence[Event] = ()
+    """Stretches to mark and to jump to."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.rate_hz) and self.rate_hz > 0):
@@ -63,7 +89,9 @@ class Clip:
             raise TraceError(f"clip {self.title!r} has no views; expected at least one camera's frames")
         length = len(self.potential)
         for name, frames in self.views.items():
-            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            if not isinstance(frames, Film) and (
+                frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape
+            ):
                 raise TraceError(
                     f"view {name!r} of clip {self.title!r} has shape {frames.shape} and dtype {frames.dtype}; "
                     f"expected (T, h, w, 3) RGB in uint8"
@@ -78,6 +106,12 @@ class Clip:
             if series is not None and series.shape != (length,):
                 raise TraceError(
                     f"{name} of clip {self.title!r} has shape {series.shape}; expected ({length},), like its potential"
+                )
+        for event in self.events:
+            if not 0 <= event.begin <= event.end < length:
+                raise TraceError(
+                    f"event {event.text!r} of clip {self.title!r} is from frame {event.begin} to {event.end}; expected "
+                    f"numbers in order, from 0 to {length - 1}"
                 )
         judged = self.potential[self.judged]
         if not ((judged >= 0) & (judged <= 1)).all():
@@ -127,7 +161,11 @@ class RunPage:
     curves: Sequence[Curve] = ()
     table_headers: Sequence[str] = ()
     table_rows: Sequence[Sequence[str | float]] = ()
+    figure: str = ""
+    """An SVG of all of it, drawn by us and not by a stranger: it goes onto the page as it is."""
     settings: Mapping[str, str | float] = field(default_factory=dict)
+    rows_of_clips: Sequence[int] = ()
+    """Number of each clip's row in the table, whose name then leads to the clip; empty for none."""
     notes: Sequence[str] = ()
     """Plain sentences about what happened, what is known and what is not."""
 
@@ -137,6 +175,15 @@ class RunPage:
                 raise TraceError(
                     f"table row {list(row)!r} has {len(row)} cells; expected {len(self.table_headers)}, one per header"
                 )
+
+        if self.rows_of_clips and (
+            len(self.rows_of_clips) != len(self.clips)
+            or not set(self.rows_of_clips) <= set(range(len(self.table_rows)))
+        ):
+            raise TraceError(
+                f"rows_of_clips is {list(self.rows_of_clips)} for {len(self.clips)} clips and {len(self.table_rows)} "
+                f"rows; expected the number of a row for each clip"
+            )
 
 
 def write_page(page: RunPage, path: Path) -> None:
@@ -175,12 +222,14 @@ def _render(page: RunPage) -> str:
             f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(_cell(value))}</dd></div>"
             for name, value in page.settings.items()
         ),
+        "figure": page.figure,
         "window": str(WINDOW),
         "data": _json({"window": WINDOW, "clips": _clips(page.clips), "curves": [_curve(c) for c in page.curves]}),
     }
     for name, shown in {
         "clips": page.clips,
         "curves": page.curves,
+        "figure": page.figure,
         "rows": page.table_rows,
         "notes": page.notes,
         "settings": page.settings,
@@ -210,9 +259,11 @@ def _table(page: RunPage) -> str:
     style = [' class="number"' if n else "" for n in numeric]
     head = "".join(f'<th scope="col"{s}>{html.escape(h)}</th>' for h, s in zip(page.table_headers, style, strict=True))
     body = ""
-    for row in page.table_rows:
+    for number, row in enumerate(page.table_rows):
         first, *rest = (html.escape(_cell(cell)) for cell in row)
         cells = "".join(f"<td{s}>{cell}</td>" for cell, s in zip(rest, style[1:], strict=True))
+        if number in page.rows_of_clips:
+            first = f'<button type="button" data-clip="{page.rows_of_clips.index(number)}">{first}</button>'
         body += f'<tr><th scope="row"{style[0]}>{first}</th>{cells}</tr>'
     return f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
 
@@ -227,16 +278,26 @@ def _curve(curve: Curve) -> dict[str, object]:
 
 
 def _clips(clips: Sequence[Clip]) -> list[dict[str, object]]:
-    pictures: list[dict[str, list[bytes]]] = []
+    pictures: list[dict[str, Sequence[bytes]]] = []
     for quality in QUALITIES:
-        pictures = [
-            {name: [encode_jpeg(frame, quality) for frame in frames] for name, frames in clip.views.items()}
-            for clip in clips
-        ]
+        pictures = [{name: _jpegs(frames, quality) for name, frames in clip.views.items()} for clip in clips]
         encoded = sum(len(jpeg) for views in pictures for frames in views.values() for jpeg in frames)
         if encoded * 4 / 3 <= PICTURE_BUDGET_BYTES:
             break
     return [_clip(clip, views) for clip, views in zip(clips, pictures, strict=True)]
+
+
+def _jpegs(frames: np.ndarray | Film, quality: int) -> Sequence[bytes]:
+    """JPEG files of the frames; a film's own as they are, unless they have to be smaller."""
+    if not isinstance(frames, Film):
+        return [encode_jpeg(frame, quality) for frame in frames]
+    if quality == QUALITIES[0]:
+        return frames.pictures
+    return [encode_jpeg(decode_jpeg(np.frombuffer(jpeg, np.uint8)), quality) for jpeg in frames.pictures]
+
+
+def _size(frames: np.ndarray | Film) -> tuple[int, int]:
+    return (frames.height, frames.width) if isinstance(frames, Film) else (frames.shape[1], frames.shape[2])
 
 
 def _clip(clip: Clip, pictures: Mapping[str, Sequence[bytes]]) -> dict[str, object]:
@@ -247,9 +308,9 @@ def _clip(clip: Clip, pictures: Mapping[str, Sequence[bytes]]) -> dict[str, obje
         "views": [
             {
                 "name": name,
-                "height": clip.views[name].shape[1],
-                "width": clip.views[name].shape[2],
-                "frames": [base64.b64encode(jpeg).decode("ascii") for jpeg in frames],
+                "height": _size(clip.views[name])[0],
+                "width": _size(clip.views[name])[1],
+                "frames": [base64.b64encode(picture).decode("ascii") for picture in frames],
             }
             for name, frames in pictures.items()
         ],
@@ -257,6 +318,7 @@ def _clip(clip: Clip, pictures: Mapping[str, Sequence[bytes]]) -> dict[str, obje
         "spread": _series(clip.spread, clip.judged),
         "truth": None if clip.truth is None else _series(clip.truth),
         "success": None if clip.success_probability is None else _series(clip.success_probability),
+        "events": [{"text": event.text, "begin": event.begin, "end": event.end} for event in clip.events],
     }
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from grm.data.recordings import Recording
 from grm.errors import TraceError
-from grm.inspection import Inspection, Stretch, every_frame, inspect, regressions, stalls, triage
+from grm.inspection import Inspection, Stretch, every_frame, inspect, near_duplicates, regressions, stalls, triage
 from grm.metrics import Completion
 from grm.reward import Frame, Judgement, ProcessReward, Task
 
@@ -149,3 +149,14 @@ def test_a_recording_is_judged_in_parts_with_one_memory():
     assert (found.succeeded, found.verdict) == (False, Completion.PARTIAL)
     with pytest.raises(TraceError, match="none holds no frame"):
         inspect(model, Recording.of_frames("none", "open it", [], 10.0), None)
+
+
+def test_near_duplicates_are_copies_and_not_the_same_scene():
+    rng = np.random.default_rng(0)
+    scene, noise = rng.uniform(0.2, 0.8, 16 * 256), rng.normal(0, 0.003, 16 * 256)
+    moved = scene.copy()
+    moved[::20] += 0.2
+    prints = {"a": scene, "again": scene + noise, "moved": moved, "shorter": scene[:256], "none": np.zeros(0)}
+    ones = [inspection([0, 1], name=name, fingerprint=print_) for name, print_ in prints.items()]
+    ones.append(inspection([0, 1], name="none too"))
+    assert near_duplicates(ones) == [("a", "again")]

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from grm.data.video import encode_jpeg
 from grm.errors import OutputError, TraceError
-from grm.report import Clip, Curve, RunPage, write_page
+from grm.report import Clip, Curve, Event, Film, RunPage, write_page
 from grm.report.page import moving_average
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -91,6 +92,7 @@ def page(**changes) -> RunPage:
         "curves": [curve],
         "table_headers": ["arm", "success", "first"],
         "table_rows": [["shaped", 0.123456, "rollout 2"], ["sparse", "–", "–"]],
+        "figure": '<svg width="9" height="9"></svg>',
         "settings": {"seed": 3, "weight": 0.5},
         "notes": ["One seed is one seed."],
     }
@@ -113,6 +115,36 @@ def test_everything_given_is_on_the_page(tmp_path: Path) -> None:
     assert shown["spread"][1] is None
     assert shown["truth"] is None
     assert shown["success"] is None
+
+
+def test_events_and_rows_lead_into_the_clips(tmp_path: Path) -> None:
+    fell = Event(text="Φ fell by 0.3", begin=2, end=3)
+    clips = [clip(), clip(events=[fell])]
+    write_page(page(clips=clips, rows_of_clips=[1, 0]), tmp_path / "run.html")
+    reader, data = read(tmp_path / "run.html")
+    assert [each["events"] for each in data["clips"]] == [[], [{"text": "Φ fell by 0.3", "begin": 2, "end": 3}]]
+    assert [value for name, value in reader.attributes if name == "data-clip"] == ["1", "0"], "in the rows' order"
+    for wrong in (Event(text="x", begin=-1, end=2), Event(text="x", begin=3, end=2), Event(text="x", begin=0, end=5)):
+        with pytest.raises(TraceError, match=r"event 'x' .* from 0 to 4"):
+            clip(events=[wrong])
+    for rows in ([0], [0, 2]):
+        with pytest.raises(TraceError, match="rows_of_clips"):
+            page(clips=clips, rows_of_clips=rows)
+
+
+def test_a_film_goes_onto_the_page_as_it_is_and_smaller_only_if_it_must(tmp_path: Path, monkeypatch) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (5, 24, 32, 3), np.uint8)
+    film = Film([encode_jpeg(frame, 95) for frame in frames], 24, 32)
+    write_page(page(clips=[clip(views={"front": film})]), tmp_path / "run.html")
+    [view] = read(tmp_path / "run.html")[1]["clips"][0]["views"]
+    assert [base64.b64decode(data) for data in view["frames"]] == list(film.pictures)
+    assert (view["height"], view["width"]) == (24, 32)
+    monkeypatch.setattr("grm.report.page.PICTURE_BUDGET_BYTES", 3000)
+    write_page(page(clips=[clip(views={"front": film})]), tmp_path / "small.html")
+    [view] = read(tmp_path / "small.html")[1]["clips"][0]["views"]
+    assert sum(map(len, view["frames"])) < 0.5 * sum(len(jpeg) * 4 / 3 for jpeg in film.pictures)
+    with pytest.raises(TraceError, match="has 4 frames for 5 potentials"):
+        clip(views={"front": Film(film.pictures[:4], 24, 32)})
 
 
 def test_the_pictures_decode_back_to_the_frames(tmp_path: Path) -> None:
@@ -187,7 +219,7 @@ def test_sections_without_content_are_hidden(tmp_path: Path) -> None:
     write_page(RunPage(title="t", subtitle="s", verdict="v"), tmp_path / "run.html")
     reader, data = read(tmp_path / "run.html")
     assert ("hidden", None) in reader.attributes
-    assert sum(name == "hidden" for name, _ in reader.attributes) == 5
+    assert sum(name == "hidden" for name, _ in reader.attributes) == 6
     assert data["clips"] == []
     write_page(page(), tmp_path / "full.html")
     reader, _ = read(tmp_path / "full.html")
