@@ -57,6 +57,10 @@ class Inspect:
     or `own-last-frame`, which tells every episode that it ended well."""
     every: int = 0
     """Judge every n-th frame; 0 for about five a second."""
+    overlay: bool = False
+    """Also a film of each episode with its curve, overlays/*.mp4."""
+    rerun: bool = False
+    """Also a Rerun recording of each episode, rerun/*.rrd (extra `viz`)."""
     resume: bool = False
     """Go on with what an interrupted run left in `out`."""
 
@@ -90,7 +94,9 @@ class Inspect:
                             after_each=lambda frames: progress.advance(bar, frames),
                             watch=maker.see,
                         )
-                        _write_films(_film_path(path), maker.films())
+                        films = maker.films()
+                        self._write_extras(number, judged, films)
+                        _write_films(_film_path(path), films)
                         _write_episode(path, judged)
                     else:
                         progress.advance(bar, -(-recording.length // stride))
@@ -103,7 +109,7 @@ class Inspect:
                     broken.append((recording.name, error))
         notes = goals.notes + [f"{r.name}: {note}" for r, _ in found for note in r.notes]
         notes += [f"{name} could not be read: {error}" for name, error in broken]
-        films = {
+        shown = {
             name: _read_films(film)
             for name, number in numbers.items()
             if (film := _film_path(self.out / "episodes" / f"{number}.npz")).exists()
@@ -112,7 +118,7 @@ class Inspect:
         write_inspection(
             self.out / "index.html",
             [one for _, one in found],
-            films,
+            shown,
             command=command_line(self),
             settings={"model": self.model or "packaged", "goal": self.goal, "commit": commit()},
             notes=notes,
@@ -123,6 +129,18 @@ class Inspect:
         console.print(f"wrote index.html and the numbers to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
         if broken:
             sys.exit(1)
+
+    def _write_extras(self, number: int, one: Inspection, films: Mapping[str, Film]) -> None:
+        from ..report.overlay import write_overlay
+        from ..report.rrd import write_rrd
+
+        for wanted, folder, write, suffix in (
+            (self.overlay, "overlays", write_overlay, "mp4"),
+            (self.rerun, "rerun", write_rrd, "rrd"),
+        ):
+            if wanted and films:
+                (self.out / folder).mkdir(exist_ok=True)
+                write(self.out / folder / f"{number}.{suffix}", one, films, kept_frames(len(one.frame)))
 
     def _check_settings(self) -> None:
         """What was judged before must have been asked the same."""

@@ -132,3 +132,24 @@ def test_bad_input_is_one_sentence(tmp_path, dataset, tiny, capsys):
         assert said in " ".join(capsys.readouterr().err.split())
     assert grm("inspect", dataset, "--cameras", "front", "--out", tmp_path / "out", "--model", tiny) == 1
     assert "has no camera 'front'; it has top" in " ".join(capsys.readouterr().err.split())
+
+
+def test_films_and_rerun_recordings_on_request(tmp_path, dataset, tiny):
+    out = tmp_path / "out"
+    asked = ("inspect", dataset, "--out", out, "--model", tiny, "--every", 3, "--overlay", "--rerun")
+    assert grm(*asked) == 0
+    for folder, suffix in (("overlays", "mp4"), ("rerun", "rrd")):
+        assert sorted(path.name for path in (out / folder).iterdir()) == [f"{k}.{suffix}" for k in range(3)]
+        assert all(path.stat().st_size > 500 for path in (out / folder).iterdir())
+
+
+def test_only_the_worst_keep_their_films(tmp_path, dataset, tiny, monkeypatch):
+    monkeypatch.setattr("grm.cli.inspect.EPISODES", 1)
+    monkeypatch.setattr("grm.report.inspection.EPISODES", 1)
+    out = tmp_path / "out"
+    assert grm("inspect", dataset, "--out", out, "--model", tiny) == 0
+    worst = json.loads((out / "inspection.json").read_text())["triage"][0]
+    assert [path.name for path in (out / "episodes").glob("*-film.npz")] == [f"{worst.split()[-1]}-film.npz"]
+    page = (out / "index.html").read_text()
+    assert page.count('"potential":[') == 1
+    assert "Films are of the 1 worst episodes" in page
