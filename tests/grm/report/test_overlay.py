@@ -42,7 +42,7 @@ def test_the_film_shows_every_camera_and_runs_at_the_episodes_speed(tmp_path):
         assert frames[t][40, 20].mean() == pytest.approx(6 * t, abs=8)
         assert frames[t][40, 80].mean() == pytest.approx(200, abs=8)
     assert frames[9][40, 80].mean() < 20, "black while the camera was away"
-    curves = [frame[100:].astype(int) for frame in frames]
+    curves = [frame[70:].astype(int) for frame in frames]
     assert np.abs(curves[5] - curves[35]).max() > 100, "the dot moves"
     red = [(frame[:, :, 0] - frame[:, :, 1] > 60).sum() for frame in curves]
     assert red[20] > 20 > red[5], "what is being lost is said in red"
