@@ -53,6 +53,9 @@ LIGHT = Augmentation(
 )
 """About half of `Augmentation`'s defaults: a network this small, trained this briefly, pays for more with precision."""
 
+CERTAIN = 0.93
+"""Progress below which a frame surely does not show the task done: just before success it looks like success."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -342,20 +345,19 @@ class Trainer:
         logits = network.hop_logits(
             text[:, None, None], init[:, None, None], goal[:, None, None], befores[:, :, None], frames[:, None]
         )  # (E, K + 2, K, M, bins)
-        targets = torch.from_numpy(_two_hot(hops, network.architecture.bins))
+        targets = torch.from_numpy(two_hot(hops, network.architecture.bins))
         weights = torch.from_numpy(_balance(hops, asked))[..., None] * torch.from_numpy(batch.members)[:, None, None]
         errors = -(targets[..., None, :] * logits.log_softmax(-1)).sum(-1)
         losses = {"hop": (errors * weights).sum() / weights.sum().clamp(min=1e-6)}
 
         along, logit = network.absolute_logits(text[:, None], init[:, None], goal[:, None], frames)
-        targets = torch.from_numpy(_two_hot(2 * batch.potential - 1, network.architecture.bins))
+        targets = torch.from_numpy(two_hot(2 * batch.potential - 1, network.architecture.bins))
         share = torch.from_numpy(valid[..., None] & batch.members[:, None]).float()  # (E, K, M)
         errors = -(targets[..., None, :] * along.log_softmax(-1)).sum(-1)
         losses["absolute"] = (errors * share).sum() / share.sum().clamp(min=1)
 
         done = torch.from_numpy(batch.success.astype(np.float32))
-        # A frame just before success looks like success: it is asked to be neither.
-        certain = torch.from_numpy((valid & (batch.success | (batch.potential < 0.93))).astype(np.float32))
+        certain = torch.from_numpy((valid & (batch.success | (batch.potential < CERTAIN))).astype(np.float32))
         losses["success"] = 0.5 * F.binary_cross_entropy_with_logits(logit, done, certain)
 
         clear = tokens.flatten(0, 1)[
@@ -542,7 +544,7 @@ def _ranking_loss(forward: Tensor, batch: _Batch, valid: np.ndarray, margin: flo
     return F.softplus(-(phi[:, None] - phi[None])[ahead] / 0.1).sum() / ahead.sum().clamp(min=1)
 
 
-def _two_hot(hops: np.ndarray, bins: int) -> np.ndarray:
+def two_hot(hops: np.ndarray, bins: int) -> np.ndarray:
     """Targets (…, bins) whose mean is the hop: all mass on its two neighbouring bin centres."""
     position = (hops + 1) / 2 * (bins - 1)
     low = np.clip(np.floor(position).astype(int), 0, bins - 2)

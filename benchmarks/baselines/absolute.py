@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grm.train import _two_hot
+from grm.train import two_hot
 
 from .clips import Drawn, Look, balanced_pick
 from .head import BINS, FeatureJudgement, Head, Shown, mlp, nothing
@@ -34,8 +34,8 @@ class AbsoluteHead(Head):
         frames = torch.stack([self.look(d.clip, pick) for d, pick in zip(batch, picks, strict=True)])  # (E, K, P)
         text, goal = references(batch, self.look, frames.shape[1])
         potential = np.stack([d.potential(pick) for d, pick in zip(batch, picks, strict=True)])
-        # `_two_hot` has its bins over [-1, 1].
-        target = torch.from_numpy(_two_hot(2 * potential - 1, BINS))
+        # `two_hot` has its bins over [-1, 1].
+        target = torch.from_numpy(two_hot(2 * potential - 1, BINS))
         return -(target * self.logits(text, goal, frames).log_softmax(-1)).sum(-1).mean()
 
     def judge_raw(self, shown: Shown, frames: Tensor) -> FeatureJudgement:

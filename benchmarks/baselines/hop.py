@@ -18,7 +18,7 @@ from grm.data.pairs import hops_of_pairs
 from grm.fusion import MeanFusion, is_cyclic
 from grm.hops import fold_hops
 from grm.models.multiview import Architecture, MultiViewNetwork
-from grm.train import _balance, _two_hot
+from grm.train import _balance, two_hot
 
 from .clips import FRAMES, Drawn, Look, balanced_pick
 from .head import FeatureJudgement, Head, Shown
@@ -82,14 +82,14 @@ class HopHead(Head):
         logits = self.hop_logits(
             text[:, None], init[:, None], goal[:, None], befores[:, :, None], frames[:, None]
         )  # (E, befores + 2, K, M, bins)
-        targets = torch.from_numpy(_two_hot(hops, logits.shape[-1]))[..., None, :]
+        targets = torch.from_numpy(two_hot(hops, logits.shape[-1]))[..., None, :]
         learns = torch.from_numpy(np.stack([d.learners(len(self.members)) for d in batch]))[:, None]
         weights = torch.from_numpy(_balance(hops, asked))[..., None] * learns[:, None]
         loss = -((targets * logits.log_softmax(-1)).sum(-1) * weights).sum() / weights.sum().clamp(min=1e-6)
 
         done = torch.from_numpy(np.stack([d.success(pick) for d, pick in zip(batch, picks, strict=True)])).float()
         along, logit = self.absolute_logits(text, init, goal, frames)
-        targets = torch.from_numpy(_two_hot(2 * potential - 1, along.shape[-1]))[..., None, :]
+        targets = torch.from_numpy(two_hot(2 * potential - 1, along.shape[-1]))[..., None, :]
         errors = -(targets * along.log_softmax(-1)).sum(-1)  # (E, K, M)
         loss = loss + (errors * learns).sum() / learns.expand(errors.shape).sum().clamp(min=1)
         loss = loss + 0.5 * F.binary_cross_entropy_with_logits(logit, done)

@@ -22,9 +22,9 @@ from grm.train import (
     _fits_loss,
     _ranking_loss,
     _schedule,
-    _two_hot,
     adapt,
     calibrate,
+    two_hot,
 )
 
 SIZE = 16
@@ -592,7 +592,7 @@ def test_nothing_to_calibrate_on():
 
 def test_two_hot_targets_mean_the_hop():
     hops = np.array([-1.0, -0.33, 0.0, 0.05, 0.0625, 1.0])
-    targets = _two_hot(hops, 41)
+    targets = two_hot(hops, 41)
     np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(targets @ np.linspace(-1, 1, 41), hops, atol=1e-6)
     assert ((targets > 1e-6).sum(-1) <= 2).all()

@@ -53,7 +53,7 @@ def test_a_rerun_recording_holds_pictures_and_numbers(tmp_path):
     one, films = episode()
     path = tmp_path / "one.rrd"
     write_rrd(path, one, films, kept_frames(LENGTH))
-    with pytest.warns(DeprecationWarning):  # what is to come instead is experimental yet
+    with pytest.warns(DeprecationWarning, match="deprecated"):  # what is to come instead is experimental yet
         recording = rerun.recording.load_recording(path)
     names = {str(column.entity_path) for column in recording.schema().component_columns()}
     assert {"/cameras/front", "/cameras/wrist", "/reward/potential", "/reward/success", "/events"} <= names
