@@ -19,6 +19,7 @@ from ..metrics import Interval, expected_interval
 from ..models.checkpoint import locate
 from ..models.multiview import GRM, packaged_checkpoint
 from .datasets import datasets
+from .judges import load_judge
 from .output import check_output, command_line, commit
 from .terminal import console, progress_bar
 
@@ -37,6 +38,8 @@ class Evaluate:
     """Folder of the results."""
     model: str = ""
     """Checkpoint to evaluate: a folder, a Hub id, or nothing for the packaged one."""
+    judge: str = ""
+    """Another model instead, which cannot be adapted: `lerobot:FOLDER` of a reward model, or `module:function`."""
     adapt: int = 0
     """Gradient steps of adaptation on each task's demonstration; 0 judges every task with the model as it is."""
     stride: int = 1
@@ -51,8 +54,10 @@ class Evaluate:
                 f"adapt is {self.adapt} and stride {self.stride}; expected at least 0 gradient steps, and 1 or more "
                 f"frames per judgement"
             )
+        if self.adapt and self.judge:
+            raise TraceError(f"--adapt {self.adapt} with --judge {self.judge}; expected a GRM to adapt (--model)")
+        model = load_judge(self.judge, self.model)
         check_output(self.out)
-        model = GRM.from_pretrained(self.model)
         replay = list(read_replay(locate(self.model, packaged_checkpoint()))) if self.adapt else []
         suite = find_suite(datasets(self.data))
         goals = {task: part.demonstration.frames[-1] for task, part in suite.items()}
@@ -66,7 +71,7 @@ class Evaluate:
             for task, part in suite.items():
                 progress.update(bar, description=task)
                 judge = model
-                if self.adapt:
+                if self.adapt and isinstance(model, GRM):
                     began = time.perf_counter()
                     judge = self._adapted(model, part.demonstration, replay, lambda: progress.advance(bar))
                     minutes.append((time.perf_counter() - began) / 60)
@@ -85,7 +90,7 @@ class Evaluate:
             "command": command_line(self),
             "commit": commit(),
             "seed": self.seed,
-            "model": self.model or "packaged",
+            "model": self.judge or self.model or "packaged",
             "demonstrations": {task: str(part.source) for task, part in suite.items()},
         }
         self._write(about, summary, tasks, scored)

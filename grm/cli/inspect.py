@@ -18,10 +18,10 @@ from ..data.recordings import Recording, find_recordings
 from ..data.video import read_picture
 from ..errors import OutputError, TraceError
 from ..inspection import Inspection, every_frame, inspect, near_duplicates, triage
-from ..models.multiview import GRM
 from ..report import Film
 from ..report.inspection import EPISODES, HEADERS, FilmMaker, cells, kept_frames, picture_height, write_inspection
 from ..reward import Frame
+from .judges import load_judge
 from .output import check_output, command_line, commit
 from .terminal import complaints, console, progress_bar
 
@@ -45,6 +45,9 @@ class Inspect:
     """Folder of the results."""
     model: str = ""
     """Checkpoint: a folder, a Hub id, or nothing for the packaged one."""
+    judge: str = ""
+    """Another model instead: `lerobot:FOLDER` of a reward model, or `module:function`, which is called with the task
+    and the frames so far."""
     instruction: str = ""
     """What the task is, where the source does not say, or says it otherwise."""
     cameras: tuple[str, ...] = ()
@@ -70,9 +73,9 @@ class Inspect:
             self.sources, cameras=self.cameras, episodes=self.episodes, instruction=self.instruction
         )
         goals = Goals(self.goal, recordings)
+        model = load_judge(self.judge, self.model)
         check_output(self.out, resume=self.resume)
         self._check_settings()
-        model = GRM.from_pretrained(self.model)
         found: list[tuple[Recording, Inspection]] = []
         numbers: dict[str, int] = {}
         with progress_bar() as progress:
@@ -120,7 +123,7 @@ class Inspect:
             [one for _, one in found],
             shown,
             command=command_line(self),
-            settings={"model": self.model or "packaged", "goal": self.goal, "commit": commit()},
+            settings={"model": self.judge or self.model or "packaged", "goal": self.goal, "commit": commit()},
             notes=notes,
         )
         console.print(_table([one for _, one in found]))
@@ -167,7 +170,7 @@ class Inspect:
         content = {
             "command": command_line(self),
             "commit": commit(),
-            "model": self.model or "packaged",
+            "model": self.judge or self.model or "packaged",
             "goal": self.goal,
             "notes": list(notes),
             "broken": {name: str(error) for name, error in broken},
@@ -198,7 +201,7 @@ class Inspect:
                     writer.writerow([one.name, int(frame), round(float(one.time_s[t]), 4), *numbers])
         of_lerobot = [(recording, one) for recording, one in found if recording.episode_index is not None]
         if of_lerobot:
-            _write_parquet(of_lerobot, self.out / "grm_progress.parquet", self.model or "packaged")
+            _write_parquet(of_lerobot, self.out / "grm_progress.parquet", self.judge or self.model or "packaged")
 
 
 class Goals:
