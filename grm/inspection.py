@@ -130,7 +130,7 @@ def inspect(
     after_each: Callable[[int], None] = lambda frames: None,
     watch: Callable[[int, Frame], None] = lambda number, frame: None,
 ) -> Inspection:
-    """Judge every `stride`-th frame of the stream.
+    """Judge every `stride`-th frame of the stream, and the last.
 
     `after_each` hears how many frames were judged; `watch` is shown each of them, with its number among the judged.
 
@@ -139,7 +139,8 @@ def inspect(
     carry = model.start(Task(instruction=recording.instruction, goal=goal))
     parts: list[Judgement] = []
     times: list[float] = []
-    shown = np.linspace(0, max(0, -(-recording.length // stride) - 1), _FINGERS).round().astype(int)
+    sampled = recording.sampled(stride)
+    shown = np.linspace(0, max(0, len(sampled) - 1), _FINGERS).round().astype(int)
     fingers: list[np.ndarray] = []
     for frames in batched(recording.frames(stride), _CHUNK):
         for number, frame in enumerate(frames, len(times)):
@@ -160,7 +161,7 @@ def inspect(
     return Inspection(
         name=recording.name,
         time_s=np.array(times),
-        frame=np.arange(len(times)) * stride,
+        frame=sampled,
         potential=column("potential"),
         spread=column("spread"),
         judged=column("judged"),
@@ -249,7 +250,7 @@ def triage(inspections: Iterable[Inspection]) -> list[Inspection]:
 def every_frame(inspection: Inspection, length: int) -> Float[np.ndarray, " length"]:
     """Φ of each frame of the stream: judged, or on the line between two judged neighbours; NaN elsewhere.
 
-    Nothing is drawn across an abstention. The frames after the last judged one, fewer than a stride, have its Φ.
+    Nothing is drawn across an abstention. The last frame of the stream is a judged one.
     """
     values = np.full(length, np.nan)
     values[inspection.frame] = inspection.potential
@@ -261,7 +262,6 @@ def every_frame(inspection: Inspection, length: int) -> Float[np.ndarray, " leng
         values[a : b + 1] = np.linspace(va, vb, b - a + 1)
         values[b] = vb  # a NaN at one end must not blot out the number at the other
         values[a] = va
-    values[inspection.frame[-1] :] = inspection.potential[-1]
     return values
 
 

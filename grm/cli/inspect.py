@@ -59,7 +59,7 @@ class Inspect:
     (the last frame of that episode; they count from 0 unless a LeRobotDataset says otherwise), a picture file, `none`,
     or `own-last-frame`, which tells every episode that it ended well."""
     every: int = 0
-    """Judge every n-th frame; 0 for about five a second."""
+    """Judge every n-th frame, and the last; 0 for about five a second."""
     overlay: bool = False
     """Also a film of each episode with its curve, overlays/*.mp4."""
     rerun: bool = False
@@ -80,7 +80,7 @@ class Inspect:
         numbers: dict[str, int] = {}
         with progress_bar() as progress:
             strides = [self.every or max(1, round(recording.rate_hz / RATE_HZ)) for recording in recordings]
-            total = sum(-(-recording.length // stride) for recording, stride in zip(recordings, strides, strict=True))
+            total = sum(len(recording.sampled(k)) for recording, k in zip(recordings, strides, strict=True))
             height = picture_height(recordings, strides)
             bar = progress.add_task("inspecting", total=total)
             for number, (recording, stride) in enumerate(zip(recordings, strides, strict=True)):
@@ -88,7 +88,7 @@ class Inspect:
                 path = self.out / "episodes" / f"{number}.npz"
                 try:
                     if not path.exists():
-                        maker = FilmMaker(recording.views, kept_frames(-(-recording.length // stride)), height)
+                        maker = FilmMaker(recording.views, kept_frames(len(recording.sampled(stride))), height)
                         judged = inspect(
                             model,
                             recording,
@@ -102,7 +102,7 @@ class Inspect:
                         _write_films(_film_path(path), films)
                         _write_episode(path, judged)
                     else:
-                        progress.advance(bar, -(-recording.length // stride))
+                        progress.advance(bar, len(recording.sampled(stride)))
                     found.append((recording, _read_episode(path, recording)))
                     numbers[recording.name] = number
                     # Whoever is not among the worst now will not be later: its film can go.

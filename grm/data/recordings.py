@@ -8,14 +8,14 @@ the recording. Cameras of different length, rate or start are aligned by their t
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from ..errors import TraceError
 from ..reward import Frame
@@ -52,7 +52,7 @@ class Recording:
     """Number of its first frame in a LeRobotDataset."""
     notes: tuple[str, ...] = ()
     """What did not fit between the cameras, in words."""
-    _open: Callable[[int], Iterator[Frame]] = field(repr=False)
+    _open: Callable[[Int[np.ndarray, " n"]], Iterator[Frame]] = field(repr=False)
 
     @classmethod
     def of_frames(
@@ -65,18 +65,25 @@ class Recording:
             views=tuple(sorted({view for frame in frames for view in frame.views})),
             rate_hz=rate_hz,
             length=len(frames),
-            _open=lambda stride: iter(frames[::stride]),
+            _open=lambda wanted: iter([frames[k] for k in wanted]),
             **known,  # pyright: ignore[reportArgumentType]
         )
 
-    def frames(self, stride: int = 1) -> Iterator[Frame]:
-        """Frames 0, stride, 2 stride, …; a camera that shows nothing at that time is absent.
+    def sampled(self, stride: int = 1) -> Int[np.ndarray, " n"]:
+        """Numbers of the frames 0, stride, 2 stride, … and of the last one, which shows how it ended.
 
-        Raises `TraceError` if `stride` is below 1, and where a file ends before its header says.
+        Raises `TraceError` if `stride` is below 1.
         """
         if stride < 1:
             raise TraceError(f"stride is {stride}; expected 1 for every frame, or more")
-        return self._open(stride)
+        return np.unique([*range(0, self.length, stride), *([self.length - 1] if self.length else [])]).astype(int)
+
+    def frames(self, stride: int = 1) -> Iterator[Frame]:
+        """The frames that are `sampled`; a camera that shows nothing at that time is absent.
+
+        Raises `TraceError` if `stride` is below 1, and where a file ends before its header says.
+        """
+        return self._open(self.sampled(stride))
 
     def last_frame(self) -> Frame:
         """The last frame of the stream with all views that have one. Decodes the recording. Raises `TraceError`."""
@@ -206,14 +213,14 @@ class _View:
         )
 
 
-def _stream(views: Mapping[str, _View], rate_hz: float, length: int, stride: int) -> Iterator[Frame]:
+def _stream(views: Mapping[str, _View], rate_hz: float, wanted: Int[np.ndarray, " n"]) -> Iterator[Frame]:
     """The newest picture of every view at each moment of the common clock, none before its first or after its end."""
     begin = min(view.start for view in views.values())
     running = {name: _newest(view.pictures()) for name, view in views.items()}
     for newest in running.values():
         next(newest)
     half = 0.5 / rate_hz
-    for k in range(0, length, stride):
+    for k in wanted.tolist():
         now = begin + k / rate_hz
         shown = {name: newest.send(now + half) for name, newest in running.items()}
         alive = {
@@ -249,7 +256,7 @@ def _assemble(name: str, views: Mapping[str, _View], instruction: str, source: P
         length=length,
         keyframes=keyframes,
         notes=tuple(_misfits(views, begin, end)),
-        _open=lambda stride: _stream(views, rate, length, stride),
+        _open=lambda wanted: _stream(views, rate, wanted),
         **known,  # pyright: ignore[reportArgumentType]
     )
 
@@ -399,7 +406,7 @@ def _of_lerobot(root: Path, index: int, known: RecordedEpisode, cameras: Sequenc
     views = {name: _View(path, 0.0, known.rate_hz, known.length, shift) for name, (path, shift) in videos.items()}
     for view in views.values():
         _probe(view.path)
-    recording = _assemble(
+    return _assemble(
         f"episode {index}",
         views,
         instruction or known.instruction,
@@ -410,4 +417,3 @@ def _of_lerobot(root: Path, index: int, known: RecordedEpisode, cameras: Sequenc
         episode_index=index,
         index_from=known.index_from,
     )
-    return replace(recording, length=known.length)

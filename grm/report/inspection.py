@@ -67,7 +67,7 @@ def kept_frames(count: int) -> np.ndarray:
 def picture_height(recordings: Sequence[Recording], strides: Sequence[int]) -> int:
     """The largest of `HEIGHTS` with which the page of these recordings is not too large."""
     counts = sorted(
-        (len(r.views) * min(FRAMES, -(-r.length // stride)) for r, stride in zip(recordings, strides, strict=True)),
+        (len(r.views) * min(FRAMES, len(r.sampled(k))) for r, k in zip(recordings, strides, strict=True)),
         reverse=True,
     )
     pictures = max(1, sum(counts[:EPISODES]))

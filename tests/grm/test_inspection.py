@@ -107,8 +107,8 @@ def test_the_worst_come_first():
 
 
 def test_frames_between_judged_ones_lie_on_a_line_and_nothing_crosses_an_abstention():
-    values = every_frame(inspection([0.0, 0.4, NAN, 0.8, 0.6], every=2), 10)
-    np.testing.assert_allclose(values, [0, 0.2, 0.4, NAN, NAN, NAN, 0.8, 0.7, 0.6, 0.6])
+    values = every_frame(inspection([0.0, 0.4, NAN, 0.8, 0.6], every=2), 9)
+    np.testing.assert_allclose(values, [0, 0.2, 0.4, NAN, NAN, NAN, 0.8, 0.7, 0.6])
 
 
 class Counting(ProcessReward[Frame, int]):
@@ -141,10 +141,10 @@ def test_a_recording_is_judged_in_parts_with_one_memory():
     model, heard = Counting(), []
     found = inspect(model, recording, None, stride=2, after_each=heard.append)
     assert model.calls == 3
-    assert heard == [32, 32, 16]
-    np.testing.assert_allclose(found.potential, np.arange(1, 81) / 100)
-    np.testing.assert_allclose(found.time_s, np.arange(0, 160, 2) / 10)
-    np.testing.assert_array_equal(found.frame, np.arange(0, 160, 2))
+    assert heard == [32, 32, 17]
+    np.testing.assert_allclose(found.potential, np.arange(1, 82) / 100)
+    np.testing.assert_allclose(found.time_s, np.array([*range(0, 160, 2), 159]) / 10)
+    np.testing.assert_array_equal(found.frame, [*range(0, 160, 2), 159])
     assert np.isnan(found.success).all()
     assert (found.succeeded, found.verdict) == (False, Completion.PARTIAL)
     with pytest.raises(TraceError, match="none holds no frame"):

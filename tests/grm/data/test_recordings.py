@@ -255,7 +255,8 @@ def test_frames_in_memory_are_a_recording_too():
     frames = [Frame(views={"top": grey(k)}, time=0.1 * k) for k in range(4)]
     recording = Recording.of_frames("mine", "open it", frames, 10.0, succeeded=True)
     assert (recording.views, recording.length, recording.succeeded) == (("top",), 4, True)
-    assert [frame.time for frame in recording.frames(2)] == [0.0, 0.2]
+    assert [frame.time for frame in recording.frames(2)] == pytest.approx([0.0, 0.2, 0.3]), "and how it ended"
+    assert recording.sampled(3).tolist() == [0, 3]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real recordings are not on this machine")
