@@ -2,8 +2,8 @@
 
 `--data` holds two episodes in the raw layout (three cameras, keyframes), read at about `--rate` pictures a second. The
 goal is always the first episode's last frame. Arms: the packaged GRM as it is; adapted to the first episode, labelled
-by time or by its keyframes; with one camera instead of three; and the same adaptation of a network that was never
-trained in simulation. VOC is the reference's pair of orders; the truth for MAE, stalls and falls is the second
+by time, with weights that stay on the way as they do by default (`one_shot`), or go all of it, as all others do; by its
+keyframes; with one camera instead of three; and the same adaptation of a network that was never trained in simulation. VOC is the reference's pair of orders; the truth for MAE, stalls and falls is the second
 episode's keyframes, with progress linear between them, an annotator's truth and not a simulator's.
 """
 
@@ -68,14 +68,15 @@ def arms(first: Episode, second: Episode, seed: int, steps: int) -> dict[str, tu
         return replace(episode, views={ONE_VIEW: episode.views[ONE_VIEW]})
 
     found: dict[str, tuple[GRM, Episode, Episode, float]] = {"zero_shot": (packaged, first, second, 0.0)}
-    for name, model, shown, judged in (
-        ("one_shot", packaged, unlabelled, second),
-        ("one_shot_keyframes", packaged, first, second),
-        ("one_shot_one_view", packaged, narrowed(unlabelled), narrowed(second)),
-        ("one_shot_untrained", untrained, unlabelled, second),
+    for name, model, shown, judged, share in (
+        ("one_shot", packaged, unlabelled, second, 0.7),
+        ("one_shot_whole", packaged, unlabelled, second, 1.0),
+        ("one_shot_keyframes", packaged, first, second, 1.0),
+        ("one_shot_one_view", packaged, narrowed(unlabelled), narrowed(second), 1.0),
+        ("one_shot_untrained", untrained, unlabelled, second, 1.0),
     ):
         began = time.perf_counter()
-        new = adapt(model, shown, replay, steps=steps, seed=seed)
+        new = adapt(model, shown, replay, steps=steps, seed=seed, share=share)
         found[name] = new, shown, judged, (time.perf_counter() - began) / 60
     return found
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from ..data.episodes import Episode
 from ..data.replay import FILE, read_replay
 from ..evaluate import METRICS, by_task, score_all
+from ..errors import TraceError
 from ..models.checkpoint import copy_side_file, locate
 from ..models.multiview import GRM, packaged_checkpoint
 from ..reward import Frame
@@ -31,6 +32,9 @@ class Adapt:
     """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
     steps: int = 200
     """Gradient steps; a few hundred are minutes on a CPU."""
+    share: float = 0.7
+    """How far of the way from the old weights to the trained ones: all of it (1) for a world that is far from the
+    simulated one, such as real pictures."""
     seed: int = 0
     """Of every draw."""
 
@@ -39,6 +43,8 @@ class Adapt:
         from ..data.lerobot import read_episodes
         from ..train import Trainer, adapt
 
+        if not 0 < self.share <= 1:
+            raise TraceError(f"share is {self.share}; expected a number above 0, and 1 for all of the way")
         check_output(self.out)
         [demonstration] = read_episodes(self.data, [self.episode])
         others = [e for k, e in enumerate(read_episodes(self.data)) if k != self.episode]
@@ -51,7 +57,15 @@ class Adapt:
             def after_step(trainer: Trainer) -> None:
                 progress.update(bar, completed=trainer.step)
 
-            new = adapt(old, demonstration, replay, steps=self.steps, seed=self.seed, after_step=after_step)
+            new = adapt(
+                old,
+                demonstration,
+                replay,
+                steps=self.steps,
+                seed=self.seed,
+                share=self.share,
+                after_step=after_step,
+            )
         card = {
             "command": command_line(self),
             "commit": commit(),

@@ -507,3 +507,8 @@ def test_demo_interrupted_by_ctrl_c(tmp_path, tiny):
     for arm in ("sparse", "shaped"):
         rollouts = json.loads((out / arm / "policy" / "config.json").read_text())["rollouts"]
         assert len((out / arm / "rollouts.csv").read_text().splitlines()) == rollouts + 1 > 1
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1])
+def test_a_share_that_is_none_is_refused(tmp_path, dataset, refused, share):
+    assert f"share is {float(share)}" in refused("adapt", "--data", dataset, "--out", tmp_path / "a", "--share", share)
