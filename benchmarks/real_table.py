@@ -3,8 +3,9 @@
 `--data` holds two episodes in the raw layout (three cameras, keyframes), read at about `--rate` pictures a second. The
 goal is always the first episode's last frame. Arms: the packaged GRM as it is; adapted to the first episode, labelled
 by time, with weights that stay on the way as they do by default (`one_shot`), or go all of it, as all others do; by its
-keyframes; with one camera instead of three; and the same adaptation of a network that was never trained in simulation. VOC is the reference's pair of orders; the truth for MAE, stalls and falls is the second
-episode's keyframes, with progress linear between them, an annotator's truth and not a simulator's.
+keyframes; with one camera instead of three; and the same adaptation of a network that was never trained in simulation.
+VOC is the reference's pair of orders; the truth for MAE, stalls and falls is the second episode's keyframes, with
+progress linear between them, an annotator's truth and not a simulator's.
 """
 
 import argparse

@@ -23,27 +23,29 @@ from grm.metrics import Interval
 from grm.models.multiview import GRM
 from grm.reward import Frame, Task
 
+from .latency import SIZE, walks
 from .results import write_result
 
+WALKS = 8
+"""Different episodes; more streams see them in another light."""
 TOLERANCE = 1e-4
 """Largest difference of two potentials that are the same, judged in batches of other sizes."""
 
 
-def episode(seed: int, length: int, views: int, size: int) -> tuple[Task, list[Frame]]:
-    """A picture that drifts into another one, for every view: neither noise to the encoder nor twice the same."""
-    rng = np.random.default_rng(seed)
-    start, end = rng.integers(0, 256, (2, views, 8, 8, 3)).repeat(size // 8, 2).repeat(size // 8, 3)
-    frames = [
-        Frame(
-            views={
-                f"camera{v}": np.ascontiguousarray((start[v] * (1 - share) + end[v] * share).astype(np.uint8))
-                for v in range(views)
-            },
-            time=t / 10,
-        )
-        for t, share in enumerate(np.linspace(0, 1, length))
-    ]
-    return Task(instruction=f"do as number {seed} did", goal=frames[-1]), frames
+def episodes(count: int, length: int, views: int, size: int) -> list[tuple[Task, list[Frame]]]:
+    """`count` episodes of a scripted expert at a door, as pictures of `size` pixels, each in a light of its own."""
+    some = walks(min(count, WALKS), length)
+    found = []
+    for number in range(count):
+        walk, light = some[number % len(some)], 0.6 + 0.4 * number / count
+        names = sorted(walk.views)[:views]
+        films = {
+            name: (walk.views[name] * light).astype(np.uint8).repeat(size // SIZE, 1).repeat(size // SIZE, 2)
+            for name in names
+        }
+        frames = [Frame(views={name: films[name][t] for name in names}, time=t / 10) for t in range(length)]
+        found.append((Task(instruction="open the door", goal=frames[-1]), frames))
+    return found
 
 
 @contextlib.contextmanager
@@ -73,8 +75,9 @@ def served(threads: int) -> Iterator[str]:
 def latency(model: GRM, url: str, rounds: int, calls: int, views: int, size: int) -> list[dict[str, float]]:
     """Milliseconds of a frame, here and there, per round."""
     rows = []
+    every = episodes(WALKS, calls, views, size)
     for number in range(rounds + 1):  # the first warms up
-        task, frames = episode(number, calls, views, size)
+        task, frames = every[number % WALKS]
         here, there = [], []
         carry = model.start(task)
         with RewardClient(url) as client, client.stream(task) as stream:
@@ -97,14 +100,14 @@ def latency(model: GRM, url: str, rounds: int, calls: int, views: int, size: int
 def load(model: GRM, url: str, streams: int, seconds: float, rate_hz: float, views: int, size: int) -> dict[str, float]:
     """Robots that send a frame every 1 / `rate_hz` seconds: answers lost, answers of another stream, and how long."""
     length = round(seconds * rate_hz)
-    episodes = [episode(1000 + n, length, views, size) for n in range(streams)]
-    expected = [model.judge(task, frames).potential for task, frames in episodes]
+    every = episodes(streams, length, views, size)
+    expected = [model.judge(task, frames).potential for task, frames in every]
     waits: list[float] = []
     lost, mixed = [0] * streams, [0] * streams
     gate = threading.Barrier(streams)
 
     def drive(n: int) -> None:
-        task, frames = episodes[n]
+        task, frames = every[n]
         with RewardClient(url, timeout_s=30) as client, client.stream(task) as stream:
             gate.wait()
             due = time.perf_counter() + n / streams / rate_hz  # robots are not in step

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from ..data.episodes import Episode
 from ..data.replay import FILE, read_replay
-from ..evaluate import METRICS, by_task, score_all
 from ..errors import TraceError
+from ..evaluate import METRICS, by_task, score_all
 from ..models.checkpoint import copy_side_file, locate
 from ..models.multiview import GRM, packaged_checkpoint
 from ..reward import Frame
