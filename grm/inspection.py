@@ -5,6 +5,7 @@ follows from the judged potentials by fixed rules, each documented where it is c
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import batched
 from typing import Any
@@ -132,7 +133,8 @@ def inspect(
 ) -> Inspection:
     """Judge every `stride`-th frame of the stream, and the last.
 
-    `after_each` hears how many frames were judged; `watch` is shown each of them, with its number among the judged.
+    `after_each` hears how many frames were judged; `watch` is shown each of them, with its number among the judged, in
+    another thread.
 
     Raises `TraceError` where the recording cannot be read to its end, or holds no frame.
     """
@@ -142,14 +144,23 @@ def inspect(
     sampled = recording.sampled(stride)
     shown = np.linspace(0, max(0, len(sampled) - 1), _FINGERS).round().astype(int)
     fingers: list[np.ndarray] = []
-    for frames in batched(recording.frames(stride), _CHUNK):
+    chunks = batched(recording.frames(stride), _CHUNK)
+
+    def look() -> tuple[Frame, ...]:
+        frames = next(chunks, ())
         for number, frame in enumerate(frames, len(times)):
             watch(number, frame)
-            fingers += [_finger(frame, recording.views)] * int((shown == number).sum())
-        [carry], [judgement] = model.extend([carry], [frames])
-        parts.append(judgement)
-        times += [frame.time for frame in frames]
-        after_each(len(frames))
+            fingers.extend([_finger(frame, recording.views)] * int((shown == number).sum()))
+        times.extend(frame.time for frame in frames)
+        return frames
+
+    with ThreadPoolExecutor(1) as reader:  # reads the next frames while these are judged
+        ahead = reader.submit(look)
+        while frames := ahead.result():
+            ahead = reader.submit(look)
+            [carry], [judgement] = model.extend([carry], [frames])
+            parts.append(judgement)
+            after_each(len(frames))
     if not parts:
         raise TraceError(f"{recording.name} holds no frame; expected at least one")
 

@@ -19,7 +19,7 @@ from ..data.video import read_picture
 from ..errors import OutputError, TraceError
 from ..inspection import Inspection, every_frame, inspect, near_duplicates, triage
 from ..report import Film
-from ..report.inspection import EPISODES, HEADERS, FilmMaker, cells, kept_frames, picture_height, write_inspection
+from ..report.inspection import EPISODES, HEADERS, FilmMaker, cells, kept_frames, picture_size, write_inspection
 from ..reward import Frame
 from .judges import load_judge
 from .output import check_output, command_line, commit
@@ -81,14 +81,14 @@ class Inspect:
         with progress_bar() as progress:
             strides = [self.every or max(1, round(recording.rate_hz / RATE_HZ)) for recording in recordings]
             total = sum(len(recording.sampled(k)) for recording, k in zip(recordings, strides, strict=True))
-            height = picture_height(recordings, strides)
+            size = picture_size(recordings, strides)
             bar = progress.add_task("inspecting", total=total)
             for number, (recording, stride) in enumerate(zip(recordings, strides, strict=True)):
                 progress.update(bar, description=recording.name)
                 path = self.out / "episodes" / f"{number}.npz"
                 try:
                     if not path.exists():
-                        maker = FilmMaker(recording.views, kept_frames(len(recording.sampled(stride))), height)
+                        maker = FilmMaker(recording.views, kept_frames(len(recording.sampled(stride))), *size)
                         judged = inspect(
                             model,
                             recording,

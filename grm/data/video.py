@@ -20,7 +20,9 @@ def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 85) -> bytes:
         )
     if not 1 <= quality <= 100:
         raise TraceError(f"JPEG quality is {quality}; expected 1 (smallest) to 100 (closest)")
-    encoded, buffer = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    # Optimised Huffman tables save some 400 bytes a file: half of a small one.
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    encoded, buffer = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     if not encoded:
         raise TraceError(f"OpenCV could not encode an image of shape {image.shape} as JPEG; both sides must be < 65536")
     return buffer.tobytes()
@@ -51,7 +53,9 @@ def resize(image: UInt8[np.ndarray, "h w 3"], height: int) -> UInt8[np.ndarray, 
     if image.shape[0] <= height:
         return image
     width = max(1, round(image.shape[1] * height / image.shape[0]))
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    # Averaging areas costs four times as much, and shows no difference before every other pixel is left out.
+    area = image.shape[0] >= 2 * height
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
 
 
 def thumbnail(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side"]:

@@ -12,7 +12,7 @@ from ..inspection import Inspection, near_duplicates, triage
 from ..metrics import Completion
 from ..reward import Frame
 from .evaluation import Panel, draw
-from .page import Clip, Event, Film, RunPage, write_page
+from .page import PICTURE_BUDGET_BYTES, Clip, Event, Film, RunPage, write_page
 
 EPISODES = 20
 """Episodes whose pictures are on the page: the worst ones."""
@@ -20,10 +20,10 @@ FRAMES = 300
 """Pictures of each, per view."""
 HEIGHTS = (240, 160, 120, 96, 80)
 """Of the pictures, in pixels: the largest with which all of them fit a page."""
-QUALITY = 70
+QUALITIES = (20, 75)
+"""Lowest and highest of the JPEG files: as high as their share of the page allows."""
 HEADERS = ("episode, worst first", "verdict", "recorded", "Φ end", "Φ best", "regressions", "stalls", "advice")
-_BYTES_PER_PIXEL = 0.07
-_PAGE_BYTES = 16e6
+_BYTES_PER_PIXEL = 0.1
 _GROUPS = {
     Completion.SUCCESS: ("success", "#1b7837"),
     Completion.PARTIAL: ("partial", "#b8860b"),
@@ -34,9 +34,10 @@ _GROUPS = {
 class FilmMaker:
     """Keeps small pictures of some of the judged frames as they pass."""
 
-    def __init__(self, views: Sequence[str], kept: Collection[int], height: int) -> None:
-        """`kept` are the numbers of the judged frames to keep, `height` that of the pictures in pixels."""
-        self._kept, self._height = set(kept), height
+    def __init__(self, views: Sequence[str], kept: Collection[int], height: int, picture_bytes: float) -> None:
+        """`kept` are the numbers of the judged frames to keep; `height` in pixels and mean size are the pictures'."""
+        self._kept, self._height, self._picture_bytes = set(kept), height, picture_bytes
+        self._quality, self._bytes, self._count = QUALITIES[1], 0, 0
         self._pictures: dict[str, list[bytes]] = {name: [] for name in views}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
@@ -45,16 +46,22 @@ class FilmMaker:
         if number not in self._kept:
             return
         for name, pictures in self._pictures.items():
-            small = resize(frame.views[name], self._height) if name in frame.views else None
-            if small is not None:
-                self._shapes.setdefault(name, small.shape)
-            pictures.append(b"" if small is None else encode_jpeg(small, QUALITY))
+            pictures.append(self._encode(name, frame.views[name]) if name in frame.views else b"")
+
+    def _encode(self, name: str, image: np.ndarray) -> bytes:
+        small = resize(image, self._height)
+        self._shapes.setdefault(name, small.shape)
+        jpeg = encode_jpeg(small, self._quality)
+        self._bytes, self._count = self._bytes + len(jpeg), self._count + 1
+        step = -5 if self._bytes > self._count * self._picture_bytes else 5
+        self._quality = int(np.clip(self._quality + step, *QUALITIES))
+        return jpeg
 
     def films(self) -> dict[str, Film]:
         """By view, for those that ever showed something; black where a camera showed nothing."""
         films = {}
         for name, shape in self._shapes.items():
-            black = encode_jpeg(np.zeros(shape, np.uint8), QUALITY)
+            black = encode_jpeg(np.zeros(shape, np.uint8))
             films[name] = Film([jpeg or black for jpeg in self._pictures[name]], shape[0], shape[1])
         return films
 
@@ -64,15 +71,15 @@ def kept_frames(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int))
 
 
-def picture_height(recordings: Sequence[Recording], strides: Sequence[int]) -> int:
-    """The largest of `HEIGHTS` with which the page of these recordings is not too large."""
+def picture_size(recordings: Sequence[Recording], strides: Sequence[int]) -> tuple[int, float]:
+    """Height in pixels, the largest of `HEIGHTS`, and mean bytes of a picture with which the page is not too large."""
     counts = sorted(
         (len(r.views) * min(FRAMES, len(r.sampled(k))) for r, k in zip(recordings, strides, strict=True)),
         reverse=True,
     )
-    pictures = max(1, sum(counts[:EPISODES]))
-    fits = (h for h in HEIGHTS if pictures * h * h * 4 / 3 * _BYTES_PER_PIXEL <= _PAGE_BYTES)
-    return next(fits, HEIGHTS[-1])
+    picture_bytes = PICTURE_BUDGET_BYTES * 3 / 4 / max(1, sum(counts[:EPISODES]))  # base64 makes four bytes of three
+    fits = (h for h in HEIGHTS if h * h * 4 / 3 * _BYTES_PER_PIXEL <= picture_bytes)
+    return next(fits, HEIGHTS[-1]), picture_bytes
 
 
 def write_inspection(

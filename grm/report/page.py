@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 
-from ..data.video import decode_jpeg, encode_jpeg
+from ..data.video import encode_jpeg
 from ..errors import OutputError, TraceError
 
 WINDOW = 20
 """Rollouts in the moving average of a learning curve."""
 PICTURE_BUDGET_BYTES = 22_000_000
-"""Pictures are encoded at the first of `QUALITIES` that fits, so that a page stays below 25 MB."""
+"""Arrays are encoded at the first of `QUALITIES` that fits, so that a page stays below 25 MB; a `Film` is as it is."""
 QUALITIES = (88, 78, 66, 50, 35, 20)
 
 
@@ -278,22 +278,18 @@ def _curve(curve: Curve) -> dict[str, object]:
 
 
 def _clips(clips: Sequence[Clip]) -> list[dict[str, object]]:
-    pictures: list[dict[str, Sequence[bytes]]] = []
+    drawn: list[dict[str, Sequence[bytes]]] = []
     for quality in QUALITIES:
-        pictures = [{name: _jpegs(frames, quality) for name, frames in clip.views.items()} for clip in clips]
-        encoded = sum(len(jpeg) for views in pictures for frames in views.values() for jpeg in frames)
+        drawn = [{name: _jpegs(frames, quality) for name, frames in clip.views.items()} for clip in clips]
+        encoded = sum(len(jpeg) for views in drawn for frames in views.values() for jpeg in frames)
         if encoded * 4 / 3 <= PICTURE_BUDGET_BYTES:
             break
-    return [_clip(clip, views) for clip, views in zip(clips, pictures, strict=True)]
+    return [_clip(clip, views) for clip, views in zip(clips, drawn, strict=True)]
 
 
 def _jpegs(frames: np.ndarray | Film, quality: int) -> Sequence[bytes]:
-    """JPEG files of the frames; a film's own as they are, unless they have to be smaller."""
-    if not isinstance(frames, Film):
-        return [encode_jpeg(frame, quality) for frame in frames]
-    if quality == QUALITIES[0]:
-        return frames.pictures
-    return [encode_jpeg(decode_jpeg(np.frombuffer(jpeg, np.uint8)), quality) for jpeg in frames.pictures]
+    """JPEG files of the frames; a film's own as they are."""
+    return frames.pictures if isinstance(frames, Film) else [encode_jpeg(frame, quality) for frame in frames]
 
 
 def _size(frames: np.ndarray | Film) -> tuple[int, int]:

@@ -24,7 +24,7 @@ def episode(number: int, *, falls: bool) -> tuple[Inspection, dict]:
     rise = np.linspace(0, 0.95, LENGTH)
     if falls:
         rise[30:40] -= 0.4
-    maker = FilmMaker(("front", "wrist"), kept_frames(LENGTH), 60)
+    maker = FilmMaker(("front", "wrist"), kept_frames(LENGTH), 60, 5000)
     for t in range(LENGTH):
         image = np.full((60, 80, 3), 4 * t, np.uint8)
         maker.see(t, Frame(views={"front": image, "wrist": image[:, :60]}, time=t / 10))

@@ -17,7 +17,7 @@ LENGTH = 40
 
 def episode():
     """Forty frames at two a second; the wrist camera is away at the tenth."""
-    maker = FilmMaker(("front", "wrist"), kept_frames(LENGTH), 48)
+    maker = FilmMaker(("front", "wrist"), kept_frames(LENGTH), 48, 5000)
     for t in range(LENGTH):
         views = {"front": np.full((48, 64, 3), 6 * t, np.uint8), "wrist": np.full((40, 40, 3), 200, np.uint8)}
         if t == 9:

@@ -132,17 +132,13 @@ def test_events_and_rows_lead_into_the_clips(tmp_path: Path) -> None:
             page(clips=clips, rows_of_clips=rows)
 
 
-def test_a_film_goes_onto_the_page_as_it_is_and_smaller_only_if_it_must(tmp_path: Path, monkeypatch) -> None:
+def test_a_film_goes_onto_the_page_as_it_is(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (5, 24, 32, 3), np.uint8)
     film = Film([encode_jpeg(frame, 95) for frame in frames], 24, 32)
     write_page(page(clips=[clip(views={"front": film})]), tmp_path / "run.html")
     [view] = read(tmp_path / "run.html")[1]["clips"][0]["views"]
     assert [base64.b64decode(data) for data in view["frames"]] == list(film.pictures)
     assert (view["height"], view["width"]) == (24, 32)
-    monkeypatch.setattr("grm.report.page.PICTURE_BUDGET_BYTES", 3000)
-    write_page(page(clips=[clip(views={"front": film})]), tmp_path / "small.html")
-    [view] = read(tmp_path / "small.html")[1]["clips"][0]["views"]
-    assert sum(map(len, view["frames"])) < 0.5 * sum(len(jpeg) * 4 / 3 for jpeg in film.pictures)
     with pytest.raises(TraceError, match="has 4 frames for 5 potentials"):
         clip(views={"front": Film(film.pictures[:4], 24, 32)})
 
