@@ -4,9 +4,9 @@ A step draws a few tasks, a few episodes of each and a few hop-balanced frames o
 about *all* ordered pairs among them and about both anchors: every frame is encoded once and used in many questions,
 also as another episode's initial frame or goal. References are swapped only within a task: the initial frame may come
 from another episode, the goal comes from another one whenever there is one, so the model learns that a goal is an
-example of done and never this clip's own end. Reversed, frozen and shuffled clips are among all ordered pairs; another
-task's goal or instruction is what the fits head learns to tell. The schedule is a function of (seed, step) alone, so a
-resumed run draws what an uninterrupted one would have.
+example of done and never this clip's own end. Reversed, frozen and shuffled clips are among all ordered pairs; with
+another task's goal or instruction an episode makes no progress, and does not fit. The schedule is a function of (seed,
+step) alone, so a resumed run draws what an uninterrupted one would have.
 """
 
 import itertools
@@ -76,6 +76,8 @@ class TrainSettings:
     """Chance that an episode of a batch has no goal."""
     swap_initial: float = 0.5
     """Chance that the initial frame is another episode's of the same task."""
+    mismatch: float = 0.15
+    """Chance that an episode is asked about with another task's goal, instruction or both: it makes no progress."""
     word_dropout: float = 0.15
     """Chance that a word of the instruction is left out."""
     ranking: float = 0.2
@@ -330,6 +332,13 @@ class Trainer:
         text = network.text(batch.instructions)
         valid = seen.valid & seen.valid.ravel()[batch.initial][:, None]
         goal_valid = (batch.goal >= 0) & seen.valid.ravel()[batch.goal]
+        fits = _fits_loss(network, batch.task, text, init, goal, known, generator)
+        named = self.privileged(torch.cat([frames, text[:, None].expand(count, kept, -1)], -1))
+
+        told, shown = _mismatches(batch, s.mismatch, generator)
+        matched = ((told == np.arange(count)) & (shown == np.arange(count)))[:, None]
+        text, goal, goal_valid = text[told], goal[shown], goal_valid[shown]
+        batch = replace(batch, potential=batch.potential * matched, success=batch.success & matched)
 
         # Befores: the drawn frames, then the initial frame (potential 0), then the goal (potential 1).
         befores = torch.cat([frames, init[:, None], goal[:, None]], 1)
@@ -363,11 +372,10 @@ class Trainer:
         clear = tokens.flatten(0, 1)[
             torch.from_numpy(generator.choice(tokens.shape[0] * tokens.shape[1], len(no_view)))
         ]
-        shown = torch.cat([network.usable_logit(clear), network.usable_logit(no_view)])
+        usable_logit = torch.cat([network.usable_logit(clear), network.usable_logit(no_view)])
         shows = torch.cat([torch.ones(len(clear)), torch.zeros(len(no_view))])
-        losses["usable"] = 0.1 * F.binary_cross_entropy_with_logits(shown, shows)
+        losses["usable"] = 0.1 * F.binary_cross_entropy_with_logits(usable_logit, shows)
 
-        fits = _fits_loss(network, batch.task, text, init, goal, known, generator)
         if fits is not None:
             losses["fits"] = 0.2 * fits
 
@@ -376,7 +384,6 @@ class Trainer:
             forward = torch.where(learns, hop, hop.detach()).mean(-1)  # (E, K)
             losses["ranking"] = s.ranking * _ranking_loss(forward, batch, valid)
         if len(self._state_mean):
-            named = self.privileged(torch.cat([frames, text[:, None].expand(count, kept, -1)], -1))
             state = torch.from_numpy(batch.state.astype(np.float32))
             there = ~state.isnan() & torch.from_numpy(valid)[..., None]
             errors = F.smooth_l1_loss(named, state.nan_to_num(0.0), reduction="none") * there
@@ -392,7 +399,7 @@ def adapt(
     steps: int = 200,
     seed: int = 0,
     train_encoder: bool = True,
-    share: float = 0.7,
+    share: float = 0.9,
     after_step: Callable[[Trainer], None] = lambda trainer: None,
 ) -> GRM:
     """A new GRM that knows the demonstration's task too; the old one stays as it was.
@@ -400,7 +407,8 @@ def adapt(
     Needs no keyframes: without labels of its own the demonstration's progress is its time (`from_time`). Half of every
     batch is the demonstration, half is `replay` of the tasks the model was trained on, against forgetting. The new
     weights are `share` of the way from the old ones to the trained ones (Wortsman et al. 2022, "Robust Fine-Tuning of
-    Zero-Shot Models"): all of the way, it knows the demonstration best and the states beside it worse.
+    Zero-Shot Models"). What keeps them from following the demonstration's clock everywhere is that they are asked about
+    the same frames for other tasks too, where these are no progress.
     Raises `TraceError` for a demonstration that does not end in success.
     """
     if not demonstration.succeeded:
@@ -417,6 +425,7 @@ def adapt(
         episodes_per_task=2,
         seed=seed,
         focus=0.5 if replay else 0.0,
+        mismatch=0.3,
         privileged=0.0,
         bootstrap=0.0,
         train_encoder=train_encoder,
@@ -498,6 +507,24 @@ def _drop_words(instruction: str, chance: float, generator: np.random.Generator)
     words = instruction.split()
     kept = [word for word in words if generator.random() >= chance]
     return " ".join(kept or words)
+
+
+def _mismatches(batch: _Batch, chance: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Whose instruction (E,) and whose goal (E,) each episode is asked about with: its own, or another task's.
+
+    An episode without a goal lends none: that a picture is missing contradicts no instruction.
+    """
+    own = np.arange(len(batch.task))
+    told, shown = own.copy(), own.copy()
+    for e in own[generator.random(len(own)) < chance]:
+        strangers = np.flatnonzero((batch.task != batch.task[e]) & (batch.goal >= 0))
+        if len(strangers):
+            stranger, kind = generator.choice(strangers), generator.integers(3)
+            if kind < 2:
+                told[e] = stranger
+            if kind > 0:
+                shown[e] = stranger
+    return told, shown
 
 
 def _fits_loss(

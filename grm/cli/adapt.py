@@ -32,7 +32,7 @@ class Adapt:
     """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
     steps: int = 200
     """Gradient steps; a few hundred are minutes on a CPU."""
-    share: float = 0.7
+    share: float = 0.9
     """How far of the way from the old weights to the trained ones: all of it (1) for a world that is far from the
     simulated one, such as real pictures."""
     seed: int = 0

@@ -46,7 +46,7 @@ class LanguageModel(Protocol):
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[list[Completion]]:
-        """`samples` continuations of each prompt. `temperature` 0 is greedy; where it runs here, a seed repeats itself."""
+        """`samples` continuations of each prompt. `temperature` 0 is greedy; here, a seed repeats itself."""
         ...
 
     def choices(self, prompts: Sequence[str], options: Sequence[str]) -> Float[np.ndarray, "prompts options"]:

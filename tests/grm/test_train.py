@@ -20,6 +20,7 @@ from grm.train import (
     _Batch,
     _drop_words,
     _fits_loss,
+    _mismatches,
     _ranking_loss,
     _schedule,
     adapt,
@@ -409,6 +410,40 @@ def test_the_absolute_loss_is_the_cross_entropy_of_the_learning_members():
     assert losses_of(trainer, other)["absolute"].item() == pytest.approx(100, rel=1e-3)
     spread = dataclasses.replace(other, members=~one)
     assert losses_of(trainer, spread)["absolute"].item() == pytest.approx(np.log(trainer.network.architecture.bins))
+
+
+def test_mismatches_are_with_other_tasks_that_have_a_goal():
+    batch = Trainer(network(), numbered(failed=(4, 5)), SETTINGS, PLAIN)._draw(np.random.default_rng(0))
+    task = np.arange(60) % 3
+    batch = dataclasses.replace(batch, task=task, goal=np.where(np.arange(60) % 5 == 0, -1, 1))
+    own = np.arange(60)
+    told, shown = _mismatches(batch, 1.0, np.random.default_rng(0))
+    for whose in (told, shown):
+        assert (task[whose] != task)[whose != own].all()
+        assert (batch.goal[whose] >= 0)[whose != own].all()
+    wrong_told, wrong_shown = told != own, shown != own
+    assert (wrong_told | wrong_shown).all()
+    assert (told == shown)[wrong_told & wrong_shown].all(), "both of one other episode"
+    for kind in (wrong_told & ~wrong_shown, ~wrong_told & wrong_shown, wrong_told & wrong_shown):
+        assert 10 <= kind.sum() <= 30, "each of the three kinds about equally often"
+    told, shown = _mismatches(dataclasses.replace(batch, task=np.zeros(60, int)), 1.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(told, own, err_msg="where there is no other task there is no mismatch")
+    np.testing.assert_array_equal(shown, own)
+
+
+def test_a_mismatched_episode_makes_no_progress():
+    always = dataclasses.replace(SETTINGS, mismatch=1.0, goal_dropout=0.0)
+    trainer = Trainer(network(), EPISODES, always, PLAIN)
+    batch = trainer._draw(np.random.default_rng(0))
+    assert len(set(batch.task)) > 1
+    with torch.no_grad():
+        last = trainer.network.absolute[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+        last.bias.view(-1, trainer.network.architecture.bins)[:, 0] = 100  # no progress, for sure
+    assert losses_of(trainer, batch)["absolute"].item() == pytest.approx(0, abs=1e-4)
+    trainer.settings = dataclasses.replace(always, mismatch=0.0)
+    assert losses_of(trainer, batch)["absolute"].item() > 10
 
 
 def test_frames_just_before_success_are_asked_to_be_neither(monkeypatch):
