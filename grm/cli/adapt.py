@@ -1,7 +1,7 @@
 """`grm adapt`: one demonstration to an adapted checkpoint, and a table of what changed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -22,12 +22,13 @@ from .terminal import console, progress_bar
 class Adapt:
     """Teach a GRM a new task from one demonstration; needs no keyframes. The old weights stay untouched."""
 
-    data: Path
-    """LeRobotDataset folder that holds the demonstration."""
+    data: str
+    """Where the demonstration is: a LeRobotDataset (folder or Hub id), a video, a folder with one video or one folder
+    of pictures per camera, or a folder of `episode_*` folders of those."""
     out: Path
     """Folder of the adapted checkpoint."""
     episode: int = 0
-    """Which episode is the demonstration; the others of the data set only serve the before/after table."""
+    """Number of the demonstration; the others only serve the before/after table, where their progress is known."""
     model: str = ""
     """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
     steps: int = 200
@@ -35,19 +36,25 @@ class Adapt:
     share: float = 0.9
     """How far of the way from the old weights to the trained ones: all of it (1) for a world that is far from the
     simulated one, such as real pictures."""
+    instruction: str = ""
+    """What the task is, where the recording does not say, or says it otherwise."""
+    cameras: tuple[str, ...] = ()
+    """Names of the cameras to adapt with; nothing for all."""
+    rate_hz: float = 5.0
+    """Of the frames to learn from, about; what `grm collect` wrote is taken whole."""
+    keyframes: bool = True
+    """Whether the demonstration's recorded sub-tasks say its progress; else, and without any, its time does."""
     seed: int = 0
     """Of every draw."""
 
     def run(self) -> None:
         """Adapt, print the table, write the checkpoint."""
-        from ..data.lerobot import read_episodes
         from ..train import Trainer, adapt
 
         if not 0 < self.share <= 1:
             raise TraceError(f"share is {self.share}; expected a number above 0, and 1 for all of the way")
         check_output(self.out)
-        [demonstration] = read_episodes(self.data, [self.episode])
-        others = [e for k, e in enumerate(read_episodes(self.data)) if k != self.episode]
+        demonstration, others = self._read()
         old = GRM.from_pretrained(self.model)
         source = locate(self.model, packaged_checkpoint())
         replay = list(read_replay(source))
@@ -78,6 +85,31 @@ class Adapt:
         goals = {demonstration.task: demonstration.frames[-1]}
         console.print(before_after(old, new, demonstration, others, goals))
         console.print(f"wrote the adapted checkpoint to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
+
+    def _read(self) -> tuple[Episode, list[Episode]]:
+        """The demonstration, and the others whose progress is known."""
+        from ..data.lerobot import has_progress, read_episodes
+        from ..data.recordings import demonstration, find_recordings
+
+        if has_progress(Path(self.data)):
+            views = self.cameras or None
+            [shown] = read_episodes(Path(self.data), [self.episode], views=views)
+            others = [e for k, e in enumerate(read_episodes(Path(self.data), views=views)) if k != self.episode]
+            named = [replace(e, instruction=self.instruction or e.instruction) for e in (shown, *others)]
+            return named[0], named[1:]
+        found, broken = find_recordings(
+            [self.data], episodes=[self.episode], cameras=self.cameras, instruction=self.instruction
+        )
+        if broken:
+            raise broken[0][1]
+        [recording] = found
+        shown = demonstration(recording, rate_hz=self.rate_hz, keyframes=self.keyframes)
+        others = [
+            replace(demonstration(other, rate_hz=self.rate_hz), task=shown.task)
+            for other in find_recordings([self.data], cameras=self.cameras, instruction=self.instruction)[0]
+            if other.name != recording.name and other.keyframes and other.succeeded is not False
+        ]
+        return shown, others
 
 
 def before_after(

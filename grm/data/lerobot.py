@@ -160,6 +160,11 @@ def count_episodes(root: Path) -> int:
     return int(json.loads(info.read_text())["total_episodes"])
 
 
+def has_progress(root: Path) -> bool:
+    """Whether the folder is a LeRobotDataset that `EpisodeWriter` wrote, with progress and success at every frame."""
+    return (Path(root) / _SIDECAR).exists()
+
+
 def read_episodes(
     root: Path, episodes: Sequence[int] | None = None, *, views: Sequence[str] | None = None
 ) -> Iterator[Episode]:

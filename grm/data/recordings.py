@@ -18,14 +18,18 @@ from av.error import FFmpegError
 from jaxtyping import Int, UInt8
 
 from ..errors import TraceError
+from ..labels import from_keyframes
 from ..reward import Frame
+from .episodes import Episode
 from .lerobot import RecordedEpisode, download, recorded_episodes
-from .video import read_picture
+from .video import read_picture, resize
 
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 PICTURES = (".png", ".jpg", ".jpeg")
 PICTURES_HZ = 10.0
 """Rate of folders of pictures, which do not say theirs."""
+_HEIGHT = 128
+"""Largest height of a demonstration's pictures, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,6 +124,39 @@ def find_recordings(
             except TraceError as error:
                 broken.append((name, error))
     return found, broken
+
+
+def demonstration(recording: Recording, *, rate_hz: float = 5.0, keyframes: bool = True) -> Episode:
+    """The recording as an expert's episode to adapt to, at about `rate_hz`; it is taken to end in success.
+
+    Progress is what the sub-tasks' keyframes say (`from_keyframes`) where there are any and `keyframes` says so, and
+    unknown where not. Moments at which a camera shows nothing are left out.
+    Raises `TraceError` for one that was recorded as a failure, or that cannot be read to its end.
+    """
+    if recording.succeeded is False:
+        raise TraceError(f"{recording.name} is recorded as a failure; expected a demonstration: choose another episode")
+    stride = max(1, round(recording.rate_hz / rate_hz))
+    seen: list[tuple[int, Frame]] = []
+    for number, frame in zip(recording.sampled(stride), recording.frames(stride), strict=True):
+        if set(frame.views) == set(recording.views):
+            small = {name: resize(image, _HEIGHT) for name, image in frame.views.items()}
+            seen.append((number, Frame(views=small, time=frame.time)))
+    if len(seen) < 2:
+        raise TraceError(f"{recording.name} has {len(seen)} moments that all of its cameras show; expected at least 2")
+    length, progress = len(seen), np.full(len(seen), np.nan)
+    if keyframes and recording.keyframes:
+        progress = from_keyframes(recording.keyframes, recording.length).every_frame[[number for number, _ in seen]]
+    return Episode(
+        task=recording.task or recording.instruction,
+        instruction=recording.instruction,
+        views={name: np.stack([frame.views[name] for _, frame in seen]) for name in recording.views},
+        rate_hz=recording.rate_hz / stride,
+        state=np.zeros((length, 1), np.float32),
+        actions=np.zeros((length, 1), np.float32),
+        rewards=np.zeros(length, np.float32),
+        success=np.arange(length) == length - 1,
+        progress=progress.astype(np.float32),
+    )
 
 
 def _makers(

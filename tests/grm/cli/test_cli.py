@@ -24,6 +24,7 @@ from grm.models.multiview import GRM
 from grm.train import Trainer, TrainSettings
 
 from ...tiny import square, tiny_grm, tiny_network
+from ..data.test_recordings import film
 from .conftest import contents, grm, write_dataset
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,7 +97,7 @@ def test_data_that_are_none(refused, tmp_path, tiny, verb):
     (tmp_path / "file").touch()
     for name in ("missing", "empty", "file"):
         message = refused(verb, "--data", tmp_path / name, "--out", tmp_path / "out", *model)
-        assert re.search(rf"/{name} (is not|holds no) .*LeRobotDataset", message)
+        assert re.search(rf"/{name} (is not|holds no|does not|is no) .*(LeRobotDataset|video)", message)
 
 
 def test_data_sets_with_other_views_do_not_mix(refused, tmp_path, dataset):
@@ -135,6 +136,23 @@ def test_demonstrations_that_are_none(refused, tmp_path, dataset, tiny, episode,
     given = ("--data", dataset, "--episode", episode, "--model", tiny, "--out", tmp_path / "out", "--steps", 1)
     assert expected in refused("adapt", *given)
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_adapting_to_videos(refused, tmp_path, tiny):
+    levels = np.linspace(0, 200, 12)
+    for name in ("episode_001", "episode_002"):
+        film(tmp_path / "raw" / name / "cam_top.mp4", levels)
+        parts = [{"start_frame_id": 0, "end_frame_id": 11}]
+        (tmp_path / "raw" / name / "annotated_keyframes.json").write_text(json.dumps(parts))
+    given = ("--data", tmp_path / "raw", "--steps", 2, "--model", tiny, "--instruction", "brighten up")
+    assert grm("adapt", *given, "--episode", 1, "--out", tmp_path / "out") == 0
+    card = json.loads((tmp_path / "out" / "config.json").read_text())["card"]
+    assert "--instruction 'brighten up'" in card["command"]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "has no episode 0; it has 2: 1 to 2" in refused("adapt", *given, "--out", tmp_path / "none")
+    film(tmp_path / "alone.mp4", levels)
+    given = ("--data", tmp_path / "alone.mp4", "--steps", 2, "--model", tiny)
+    assert "instruction" in refused("adapt", *given, "--out", tmp_path / "none")
 
 
 def damaged(tiny: Path, where: Path) -> dict[str, Path]:

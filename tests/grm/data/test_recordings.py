@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from fractions import Fraction
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from grm.data.lerobot import EpisodeWriter, read_episodes
-from grm.data.recordings import Recording, find_recordings
+from grm.data.recordings import Recording, demonstration, find_recordings
 from grm.errors import TraceError
 from grm.reward import Frame
 
@@ -141,6 +142,25 @@ def test_the_raw_layout_of_recorders(tmp_path):
     assert recordings[0].keyframes == ((1, 4), (4, 9)), "cut to what was recorded"
     assert only(tmp_path, episodes=[2], instruction="other words").name == "episode_002"
     assert only(tmp_path, episodes=[2], instruction="other words").instruction == "other words"
+
+
+def test_a_recording_as_a_demonstration(tmp_path):
+    [recording, *_], _ = find_recordings([raw(tmp_path)])
+    episode = demonstration(recording, rate_hz=5.0)
+    assert episode.succeeded
+    assert (episode.task, episode.instruction, episode.rate_hz) == ("clean the table", "clean the table", 5.0)
+    taken = [0, 2, 4, 6, 8, 9]
+    assert [round(float(image.mean())) for image in episode.views["cam_high"]] == [LEVELS[k] for k in taken]
+    np.testing.assert_allclose(episode.progress, np.interp(taken, [1, 4, 9], [0, 0.5, 1]), atol=1e-6)
+    assert np.isnan(demonstration(recording, keyframes=False).progress).all(), "nobody says"
+    with pytest.raises(TraceError, match="episode_001 is recorded as a failure"):
+        demonstration(dataclasses.replace(recording, succeeded=False))
+    frame = Frame(views={"top": np.zeros((300, 400, 3), np.uint8)})
+    large = Recording.of_frames("large", "look", [frame, frame], 5.0)
+    assert demonstration(large).views["top"].shape == (2, 128, 171, 3)
+    gone = dataclasses.replace(large, views=("top", "wrist"))
+    with pytest.raises(TraceError, match="large has 0 moments that all of its cameras show"):
+        demonstration(gone)
 
 
 def test_one_bad_episode_is_reported_and_the_rest_is_found(tmp_path):
