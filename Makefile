@@ -29,6 +29,7 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.red_team
 	$(RUN) python -m benchmarks.baselines
 	$(RUN) python -m benchmarks.serve
+	$(RUN) python -m benchmarks.inspect
 	$(RUN) python -m benchmarks.real_table
 	$(RUN) python -m benchmarks.demo
 
