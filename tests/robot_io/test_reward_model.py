@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,39 @@ def test_lerobot_train_trains_checkpoints_and_resumes_it(tmp_path, root):
     assert (out / "checkpoints" / "000006" / "pretrained_model" / "model.safetensors").exists()
 
 
-def offline(home: Path) -> dict[str, str]:
-    import os
+@pytest.mark.slow
+def test_lerobot_train_weights_a_policy_by_what_inspect_wrote(tmp_path, root):
+    tiny_grm(3).save_pretrained(tmp_path / "from")
+    grm_main(["inspect", str(root), "--out", str(tmp_path / "page"), "--every", "1", "--model", str(tmp_path / "from")])
+    out = tmp_path / "run"
+    command = [
+        str(Path(sys.executable).with_name("lerobot-train")),
+        "--policy.discover_packages_path=linear_policy",
+        "--policy.type=linear",
+        "--policy.device=cpu",
+        "--policy.push_to_hub=false",
+        "--sample_weighting.type=rabc",
+        f"--sample_weighting.progress_path={tmp_path / 'page' / 'grm_progress.parquet'}",
+        "--dataset.repo_id=local/set",
+        f"--dataset.root={root}",
+        "--dataset.video_backend=pyav",
+        "--dataset.use_imagenet_stats=false",
+        f"--output_dir={out}",
+        "--steps=20",
+        "--save_freq=20",
+        "--log_freq=5",
+        "--batch_size=8",
+        "--num_workers=0",
+        "--env_eval_freq=0",
+        "--wandb.enable=false",
+    ]
+    path = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))}
+    done = subprocess.run(
+        command, check=True, env=offline(tmp_path) | path, timeout=600, capture_output=True, text=True
+    )
+    assert f"Loaded {4 * LENGTH} frame progress values" in done.stdout + done.stderr
+    assert (out / "checkpoints" / "000020" / "pretrained_model" / "model.safetensors").exists()
 
+
+def offline(home: Path) -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1", "HF_LEROBOT_HOME": str(home / "home")}
