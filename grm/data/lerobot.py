@@ -208,6 +208,8 @@ class RecordedEpisode:
     """Number of its first frame in the data set."""
     videos: Mapping[str, tuple[Path, float]]
     """By view the file, and what its clock shows when the episode begins."""
+    images: Mapping[str, tuple[Path, str]]
+    """By view that is kept as pictures the table, and its column."""
     sub_tasks: tuple[SubTask, ...]
     succeeded: bool | None
     """None where nobody said: neither our own writer nor a column `next.success`."""
@@ -249,6 +251,7 @@ def _recorded(root: Path, meta, index: int, line: dict) -> RecordedEpisode:
             )
             for key in meta.video_keys
         },
+        images={key.removeprefix(IMAGES): (root / meta.get_data_file_path(index), key) for key in meta.image_keys},
         sub_tasks=tuple(SubTask(**sub_task) for sub_task in line.get("sub_tasks", ())),
         succeeded=line["success"] if "success" in line else _recorded_success(entry),
     )

@@ -22,7 +22,7 @@ from ..labels import from_keyframes
 from ..reward import Frame
 from .episodes import Episode
 from .lerobot import RecordedEpisode, download, recorded_episodes
-from .video import read_picture, resize
+from .video import decode_jpeg, read_picture, resize
 
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -213,6 +213,10 @@ class _View:
     count: int
     shift: float = 0.0
     """What its clock shows when the episode begins: LeRobot keeps many episodes in one file."""
+    column: str = ""
+    """Of the table `path` that holds pictures; empty for a video or a folder."""
+    episode: int = 0
+    """Whose rows of the table these are."""
 
     @property
     def end(self) -> float:
@@ -221,6 +225,9 @@ class _View:
 
     def pictures(self) -> Iterator[tuple[float, Callable[[], UInt8[np.ndarray, "h w 3"]]]]:
         """(Time, how to get it) of every picture in order, decoded forwards."""
+        if self.column:
+            yield from self._rows()
+            return
         if self.path.is_dir():
             for k, picture in enumerate(_picture_files(self.path)):
                 yield k / self.rate_hz, lambda picture=picture: read_picture(picture)
@@ -248,6 +255,32 @@ class _View:
             f"video {self.path} ends after {seen} of the {self.count} pictures its header tells of; expected a whole "
             f"file: it may be truncated; copy or record it again"
         )
+
+    def _rows(self) -> Iterator[tuple[float, Callable[[], UInt8[np.ndarray, "h w 3"]]]]:
+        """The pictures of a table, a few rows in memory at a time."""
+        import pyarrow as pa
+        import pyarrow.dataset
+
+        seen = 0
+        try:
+            rows = pyarrow.dataset.dataset(self.path).scanner(
+                columns=[self.column],
+                filter=pyarrow.dataset.field("episode_index") == self.episode,
+                batch_size=32,
+                batch_readahead=1,
+                use_threads=False,
+            )
+            for batch in rows.to_batches():
+                for cell in batch.column(0):
+                    data = np.frombuffer(cell.as_py()["bytes"] or b"", np.uint8)
+                    yield seen / self.rate_hz, lambda data=data: decode_jpeg(data)
+                    seen += 1
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            raise TraceError(
+                f"column {self.column!r} of {self.path} cannot be read ({error}); expected LeRobot's pictures as bytes"
+            ) from error
+        if seen != self.count:
+            raise TraceError(f"{self.path} holds {seen} of the {self.count} pictures of episode {self.episode}")
 
 
 def _stream(views: Mapping[str, _View], rate_hz: float, wanted: Int[np.ndarray, " n"]) -> Iterator[Frame]:
@@ -435,14 +468,16 @@ def _json(file: Path):
 
 
 def _of_lerobot(root: Path, index: int, known: RecordedEpisode, cameras: Sequence[str], instruction: str) -> Recording:
-    videos = _select(root, known.videos, cameras)
-    if not videos:
-        raise TraceError(
-            f"{root} has no videos; expected cameras kept as videos, as LeRobot does unless told otherwise"
-        )
-    views = {name: _View(path, 0.0, known.rate_hz, known.length, shift) for name, (path, shift) in videos.items()}
+    length, rate_hz = known.length, known.rate_hz
+    there = {name: _View(path, 0.0, rate_hz, length, shift) for name, (path, shift) in known.videos.items()}
+    for name, (path, column) in known.images.items():
+        there[name] = _View(path, 0.0, rate_hz, length, column=column, episode=index)
+    if not there:
+        raise TraceError(f"{root} has no cameras; expected videos or pictures among its features")
+    views = _select(root, there, cameras)
     for view in views.values():
-        _probe(view.path)
+        if not view.column:
+            _probe(view.path)
     return _assemble(
         f"episode {index}",
         views,

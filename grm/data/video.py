@@ -29,8 +29,8 @@ def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 85) -> bytes:
 
 
 def decode_jpeg(data: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB image of a JPEG file's bytes. Raises `TraceError` if they are none."""
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    """RGB image of the bytes of a JPEG file, or a PNG. Raises `TraceError` if they are none."""
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if image is None:
         raise TraceError(f"{len(data)} bytes are not a JPEG image; expected a whole file")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -7,7 +7,9 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pyarrow.parquet
 import pytest
+from lerobot.datasets import LeRobotDataset
 
 from grm.data.lerobot import EpisodeWriter, read_episodes
 from grm.data.recordings import Recording, demonstration, find_recordings
@@ -213,6 +215,53 @@ def test_a_lerobot_dataset_is_streamed_as_it_would_be_read(tmp_path):
             seen = np.stack([frame.views[name] for frame in frames]).astype(int)
             assert np.abs(seen - images).max() <= 3, "two decoders' rounding, and no other frame"
     assert only(root, episodes=[1], cameras=["side"]).views == ("side",)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Two episodes of a LeRobotDataset that keeps pictures and no videos."""
+    feature = {"dtype": "image", "shape": (32, 48, 3), "names": ["height", "width", "channels"]}
+    state = {"dtype": "float32", "shape": (2,), "names": None}
+    features = {f"observation.images.{view}": feature for view in ("top", "wrist")} | {"observation.state": state}
+    dataset = LeRobotDataset.create("local/set", 10, features, root=tmp_path / "set", use_videos=False)
+    for episode in range(2):
+        for k in range(40):
+            views = {f"observation.images.{v}": grey(6 * k + 3 * episode) for v in ("top", "wrist")}
+            dataset.add_frame({**views, "observation.state": np.zeros(2, np.float32), "task": "open the door"})
+        dataset.save_episode()
+    dataset.finalize()
+    return tmp_path / "set"
+
+
+def test_a_lerobot_dataset_of_pictures(pictures):
+    recordings, broken = find_recordings([pictures])
+    assert broken == []
+    for episode, recording in enumerate(recordings):
+        assert (recording.length, recording.rate_hz, recording.views) == (40, 10.0, ("top", "wrist"))
+        expected = [6 * k + 3 * episode for k in recording.sampled(7)]
+        assert shown(recording.frames(7), "wrist") == expected
+    one = only(pictures, episodes=[1], cameras=["top"])
+    assert one.views == ("top",)
+    np.testing.assert_allclose([frame.time for frame in one.frames()], np.arange(40) / 10)
+    with pytest.raises(TraceError, match="has no camera 'side'; it has top, wrist"):
+        [*map(_raise, find_recordings([pictures], cameras=["side"])[1])]
+
+
+def _raise(broken: tuple[str, TraceError]) -> None:
+    raise broken[1]
+
+
+def test_a_table_of_pictures_that_ends_early_is_said(pictures):
+    [table] = pictures.glob("data/**/*.parquet")
+    rows = pyarrow.parquet.read_table(table)
+    pyarrow.parquet.write_table(rows.slice(0, 70), table)
+    recordings, _ = find_recordings([pictures])
+    assert len(list(recordings[0].frames())) == 40
+    with pytest.raises(TraceError, match="holds 30 of the 40 pictures of episode 1"):
+        list(recordings[1].frames())
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(TraceError, match=r"parquet cannot be read"):
+        list(recordings[0].frames())
 
 
 @pytest.mark.parametrize(
