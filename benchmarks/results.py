@@ -36,9 +36,9 @@ def write_result(
         )
         for key, entry in summary.items()
     }
-    spec = sys.modules["__main__"].__spec__
-    module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
-    command = " ".join(["python", "-m", module, *sys.argv[1:]])
+    parts = Path(sys.argv[0]).with_suffix("").parts
+    module = ".".join(parts[-parts[::-1].index("benchmarks") - 1 :] if "benchmarks" in parts else parts[-1:])
+    command = " ".join(["python", "-m", module.removesuffix(".__main__"), *sys.argv[1:]])
     content = {"command": command, "commit": commit, "seeds": list(seeds), "summary": flat, **about}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -47,6 +47,19 @@ def test_a_result_says_how_it_was_made(folder):
         assert list(csv.DictReader(file)) == [{"seed": "0", "a": "1.5", "b": ""}, {"seed": "1", "a": "", "b": "x"}]
 
 
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [
+        ("/a/benchmarks/text/pav.py", "benchmarks.text.pav"),
+        ("/benchmarks/benchmarks/baselines/__main__.py", "benchmarks.baselines"),
+        ("elsewhere.py", "elsewhere"),
+    ],
+)
+def test_the_command_names_the_module(folder, monkeypatch, script, module):
+    monkeypatch.setattr(sys, "argv", [script])
+    assert json.loads(write_result("x", {}, seeds=[]).read_text())["command"] == f"python -m {module}"
+
+
 def test_a_changed_checkout_is_marked(folder):
     (folder.parent / "file").touch()
     subprocess.run(["git", "add", "file"], cwd=folder.parent, check=True)
