@@ -66,7 +66,8 @@ class LabelledSolution:
             return
         if not -1 <= self.first_error < len(self.steps):
             raise TraceError(
-                f"first_error is {self.first_error} in {len(self.steps)} steps; expected an index from 0, or -1 for none"
+                f"first_error is {self.first_error} in {len(self.steps)} steps; expected an index from 0, "
+                f"or -1 for none"
             )
         before = self.labels if self.first_error < 0 else self.labels[: self.first_error]
         if 0 in before or (self.first_error >= 0 and self.labels[self.first_error] == 1):
@@ -377,7 +378,7 @@ def to_process_bench(solution: LabelledSolution, *, threshold: float | None = No
 
 
 def from_rlhflow(item: Any) -> LabelledSolution:
-    """`{"conversations": [{"role", "content"}, …]}`: the user says a step, the first after the problem; the reply is + or -.
+    """`{"conversations": [{"role", "content"}, …]}`: the user says a step, the first after the problem; replies + or -.
 
     Raises `TraceError` on another reply, or if no "Step 1:" says where the problem ends.
     """
