@@ -240,9 +240,8 @@ def test_retry_after_is_obeyed_by_all(asked):
 
 
 def test_an_endpoint_that_asks_for_too_long_is_given_up():
-    with Server(refuse(429, Retry_After="3600")) as server, model_of(server, longest_wait_s=5) as model:
-        with pytest.raises(EndpointError, match="wait 3600 s"):
-            model.generate(["a"])
+    with Server(refuse(429, Retry_After="3600")) as server, pytest.raises(EndpointError, match="wait 3600 s"):
+        model_of(server, longest_wait_s=5).generate(["a"])
     assert len(server.asked) == 1
 
 
@@ -260,9 +259,8 @@ def test_an_endpoint_that_is_down():
 
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_a_refusal_is_final(status):
-    with Server(refuse(status)) as server, model_of(server) as model:
-        with pytest.raises(EndpointError, match=f"{status}: no"):
-            model.generate(["a"])
+    with Server(refuse(status)) as server, pytest.raises(EndpointError, match=f"{status}: no"):
+        model_of(server).generate(["a"])
     assert len(server.asked) == 1
 
 
@@ -378,9 +376,8 @@ def test_no_option_among_the_likeliest_is_no_number():
 
 
 def test_an_endpoint_without_log_probabilities_is_told_apart():
-    with Server(chat()) as server, model_of(server) as model:
-        with pytest.raises(EndpointError, match="without log-probabilities"):
-            model.choices(["a"], ["Yes", "No"])
+    with Server(chat()) as server, pytest.raises(EndpointError, match="without log-probabilities"):
+        model_of(server).choices(["a"], ["Yes", "No"])
     assert len(server.asked) == 1
 
 
