@@ -41,7 +41,7 @@ class Journal:
         return self._entries.get(key)
 
     def append(self, key: str, entry: Mapping[str, Any]) -> None:
-        """Write an entry, to disk before this returns; of several under one key the last counts."""
+        """Write an entry, out of this process before this returns; of several under one key the last counts."""
         line = json.dumps({"key": key, **entry}, ensure_ascii=False) + "\n"
         with self._lock:
             self._entries[key] = dict(entry)

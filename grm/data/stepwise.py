@@ -85,7 +85,7 @@ class LabelledSolution:
 def harden(solution: LabelledSolution, threshold: float) -> LabelledSolution:
     """Labels above `threshold` become 1, the others 0, and the first error follows from them where it was not known.
 
-    Of Monte-Carlo labels 0 is the best threshold measured: right if any rollout was (arXiv 2501.07301, Table 5).
+    Of Monte-Carlo labels 0 is the best threshold measured: right if any rollout was (Qwen "Lessons", arXiv 2501.07301).
     Raises `TraceError` if the threshold is outside [0, 1), or the result contradicts the known first error.
     """
     if not 0 <= threshold < 1:
@@ -113,7 +113,7 @@ def first_error_of(labels: Sequence[float | None]) -> int | None:
 def until_first_error(solution: LabelledSolution) -> LabelledSolution:
     """The steps up to and including the first error: what comes after one is neither right nor wrong.
 
-    Source: Qwen "Lessons", arXiv 2501.07301, section 3.1. Unchanged where there is none. Raises `TraceError` where it
+    Source: Qwen "Lessons", arXiv 2501.07301. Unchanged where there is none. Raises `TraceError` where it
     is neither known nor follows from the labels.
     """
     first = _known_first_error(solution)

@@ -2,7 +2,7 @@
 
     monte_carlo_labels   value: the share of rollouts from a prefix that arrive       Math-Shepherd, arXiv 2312.08935
     judge_labels         correctness: a judge's decisions up to its first error       Qwen "Lessons", arXiv 2501.07301
-    consensus            the solutions whose first error both find at one place       the same, section 3.1
+    consensus            the solutions whose first error both find at one place       the same
     spare_labels         correctness: one pass, step by step against a reference      SPARE, arXiv 2506.15498
 
 `annotate` runs any of them over many solutions so that an interruption loses nothing, and counts what each label cost.
@@ -89,7 +89,7 @@ def monte_carlo_labels(
 
 
 def judge_labels(solution: LabelledSolution, judge: Judge[Thought], *, threshold: float = 0.5) -> LabelledSolution:
-    """Hard labels: right where the judge's score is above `threshold`, up to its first wrong step; None after it.
+    """Hard labels: wrong where the judge's score is below `threshold`, 1 up to its first wrong step, None after it.
 
     A step on which it abstains has no label, nor has any after it. Raises `TraceError` on scores that are no statement
     on a step: values and advantages.
@@ -102,7 +102,7 @@ def judge_labels(solution: LabelledSolution, judge: Judge[Thought], *, threshold
     for i, (score, judged) in enumerate(zip(judgement.score, judgement.judged, strict=True)):
         if not judged or score != score:
             break
-        labels[i] = float(score > threshold)
+        labels[i] = float(score >= threshold)
         if not labels[i]:
             break
     return replace(solution, labels=tuple(labels), first_error=first_error_of(labels))
@@ -129,7 +129,7 @@ class Consensus:
 
 
 def consensus(pairs: Iterable[tuple[LabelledSolution, LabelledSolution]]) -> Consensus:
-    """Keep what both labellings of a solution agree on: the place of the first error. Qwen "Lessons", section 3.1.
+    """Keep what both labellings of a solution agree on: the place of the first error. Qwen "Lessons", 2501.07301.
 
     Soft labels are hardened before (`harden` at 0). Raises `TraceError` if they are not, or a pair is of two solutions.
     """

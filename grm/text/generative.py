@@ -55,7 +55,7 @@ class VerifierFormat:
     yes: str = " Yes"
     no: str = " No"
     again: tuple[str, ...] = ("Let me double check.", "Let's verify again.", "Did I miss something?")
-    """Begin a second, third, … round; one phrase twice makes a model copy itself (ThinkPRM, section 4.3)."""
+    """Begin a second, third, … round; one phrase twice makes a model copy itself (ThinkPRM)."""
 
     def prompt(self, task: Task, steps: Sequence[str]) -> str:
         """What the verifier reads. Line breaks inside a step become spaces, so that every line is one step.
@@ -566,7 +566,7 @@ def recovered(labels: Sequence[float | None]) -> tuple[float | None, ...]:
 
 
 def agrees_on_process(chain: VerificationChain, format: VerifierFormat | None = None) -> bool:
-    """The process filter: the chain's decisions up to the first error are the labels. ThinkPRM, section 3.2."""
+    """The process filter: the chain's decisions up to the first error are the labels. ThinkPRM, 2504.16828."""
     found = parse_decisions(chain.text, len(chain.steps), format)
     wrong = next((i for i, label in enumerate(chain.labels) if label == 0), None)
     known = chain.labels if wrong is None else chain.labels[: wrong + 1]
@@ -593,7 +593,7 @@ def select_chains(
     """Chains to train on: those that agree, up to `per_solution` of each, as many of right solutions as of wrong ones.
 
     `longest` is in characters. The order stays; which of too many are kept is drawn from `rng`. Source: ThinkPRM,
-    section 3.2 (whose released code means to cap the chains of a solution too, but does not count them).
+    arXiv 2504.16828 (whose released code means to cap the chains of a solution too, but does not count them).
     """
     kept: list[int] = []
     count: dict[tuple[str, tuple[str, ...]], int] = {}
@@ -614,7 +614,7 @@ def training_text(chain: VerificationChain, format: VerifierFormat | None = None
     """Prompt, which carries no loss, and what the verifier is trained to write after it.
 
     The chain is cut after its last decision and its decisions are spelled one way; the answer to the question at the
-    end is that of the labels. Source: ThinkPRM, section 3.2.
+    end is that of the labels. Source: ThinkPRM, arXiv 2504.16828.
     """
     format = format or VerifierFormat()
     text = normalise(chain.text.strip(), format)

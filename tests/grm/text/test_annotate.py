@@ -97,8 +97,8 @@ class Fixed:
 @pytest.mark.parametrize(
     ("score", "labels", "first"),
     [
-        ([0.9, 0.6, 0.51], (1, 1, 1), -1),
-        ([0.9, 0.5, 0.9], (1, 0, None), 1),
+        ([0.9, 0.6, 0.5], (1, 1, 1), -1),
+        ([0.9, 0.49, 0.9], (1, 0, None), 1),
         ([0.9, math.nan, 0.1], (1, None, None), None),
         ([math.nan] * 3, (None,) * 3, None),
     ],

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from grm.errors import TraceError
+from grm.reward import Task, Thought
 from grm.text.endpoint import EndpointError, EndpointModel, Prices
+from grm.text.generative import ThinkPRM
 
 KEY = "sk-very-secret-1234567890"
 
@@ -406,3 +408,30 @@ def test_a_missing_key_is_named(monkeypatch):
         EndpointModel("m", key_variable="SOME_KEY")
     with pytest.raises(TraceError, match="concurrency 0"):
         EndpointModel("m", key_variable=None, concurrency=0)
+
+
+# Judges on a bad endpoint
+
+
+def test_a_judge_abstains_where_the_endpoint_cuts_and_loses_nothing_where_it_fails(tmp_path):
+    solutions = [(Task(instruction=f"problem {i}"), [Thought(text="a"), Thought(text="b")]) for i in range(3)]
+    chain = "Step 1: \\boxed{correct}\nStep 2: \\boxed{incorrect}"
+    top = [{"token": "Yes", "logprob": np.log(0.2)}, {"token": "No", "logprob": np.log(0.6)}]
+
+    def answer(handler, body):
+        cut = "problem 1" in echo(body)
+        said = chat(chain[:30] if cut else chain, finish="length" if cut else "stop", logprobs=top)
+        said(handler, body)
+
+    with Server(answer, answer, refuse(401)) as server:
+        model = model_of(server, journal=tmp_path / "j", concurrency=1)
+        with pytest.raises(EndpointError, match="401"):
+            ThinkPRM(model).judge_all(solutions)
+    with Server(answer) as server:
+        model = model_of(server, journal=tmp_path / "j")
+        found = ThinkPRM(model).judge_all(solutions)
+    assert len(server.asked) == 3, "the chain that was missing, and two verdicts"
+    assert [one.judged.all() for one in found] == [True, False, True]
+    assert [one.n_invalid for one in found] == [0, 1, 0]
+    assert [one.outcome for one in found] == pytest.approx([0.25, np.nan, 0.25], nan_ok=True)
+    np.testing.assert_array_equal(found[0].potential, [1, 0])
