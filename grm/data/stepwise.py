@@ -238,7 +238,7 @@ def from_prm800k(item: Any, *, neutral: Neutral) -> list[LabelledSolution]:
         elif written is not None:
             text, right = written if isinstance(written, str) else _text(written, "text"), 1.0
         else:
-            leads_on = False
+            leads_on = not alternatives  # a step without anything happens; the branch ends before it
             break
         texts, labels = [*texts, text], [*labels, right]
     if leads_on and texts:
@@ -283,8 +283,9 @@ def to_prm800k(solution: LabelledSolution, *, threshold: float | None = None) ->
 def from_math_shepherd(item: Any) -> LabelledSolution:
     """`{"input", "label", "task"}`: the problem and steps that " ки" closes, and the same text with + or - for it.
 
-    Text after the last tag is a step without a label. Raises `TraceError` if the two texts do not run in parallel, or
-    no "Step 1:" says where the problem ends.
+    Text after the last tag is a step without a label; a tag that stands inside the problem, as in a few published
+    lines, is left out with its label. Raises `TraceError` if the two texts do not run in parallel, or nothing says
+    where the problem ends: "Step 1:", or else the one blank line or question mark.
     """
     text, marked = _text(item, "input"), _text(item, "label")
     *closed, rest = text.split(TAG)
@@ -301,6 +302,9 @@ def from_math_shepherd(item: Any) -> LabelledSolution:
     parts = [*closed, rest] if rest.strip() else closed
     if not parts:
         raise TraceError(f"no step in the input; expected steps that {TAG} closes")
+    if len(parts) > 1 and not _FIRST_STEP.search(parts[0]) and _FIRST_STEP.search(parts[1]):
+        parts, labels = [" ".join(part.strip() for part in parts[:2]), *parts[2:]], labels[1:]
+        closed = closed[1:]
     prompt, first = _split_problem(parts[0])
     return LabelledSolution(
         prompt=prompt,
@@ -380,7 +384,7 @@ def to_process_bench(solution: LabelledSolution, *, threshold: float | None = No
 def from_rlhflow(item: Any) -> LabelledSolution:
     """`{"conversations": [{"role", "content"}, …]}`: the user says a step, the first after the problem; replies + or -.
 
-    Raises `TraceError` on another reply, or if no "Step 1:" says where the problem ends.
+    Raises `TraceError` on another reply, or if nothing says where the problem ends, as for `from_math_shepherd`.
     """
     turns = _list(item, "conversations")
     roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
@@ -522,16 +526,22 @@ def _write(path: str | Path, items: Iterable[dict[str, Any]]) -> int:
 
 # What the formats share
 
-_FIRST_STEP = re.compile(r"(?:^|\s)(Step 1\s*:)")
+_FIRST_STEP = re.compile(r"(?:^|\s)([Ss]tep 1\s*:)")
 
 
 def _split_problem(text: str) -> tuple[str, str]:
-    """The problem and the first step; the last "Step 1:" begins the step."""
+    """The problem and the first step, which the last "Step 1:" begins, or else what stands after the one blank line or
+    the one question mark.
+    """
     found = list(_FIRST_STEP.finditer(text))
-    if not found:
-        raise TraceError(f"no 'Step 1:' in {text[:60]!r}; expected one where the problem ends and the solution begins")
-    at = found[-1].start(1)
-    return text[:at].strip(), text[at:].strip()
+    if found:
+        at = found[-1].start(1)
+        return text[:at].strip(), text[at:].strip()
+    for mark in ("\n\n", "?"):
+        problem, _, first = text.partition(mark)
+        if text.count(mark) == 1 and problem.strip() and first.strip():
+            return (problem + mark).strip(), first.strip()
+    raise TraceError(f"no 'Step 1:' in {text[:60]!r}; expected one where the problem ends and the solution begins")
 
 
 def _numbered(solution: LabelledSolution) -> tuple[str, list[str]]:

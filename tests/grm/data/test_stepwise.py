@@ -32,7 +32,7 @@ from grm.errors import TraceError
 
 HARD = st.sampled_from([0.0, 1.0])
 words = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=12).filter(
-    lambda text: text.strip() == text and stepwise.TAG not in text and "Step 1" not in text
+    lambda text: text.strip() == text and stepwise.TAG not in text and "step 1" not in text.lower()
 )
 
 
@@ -184,6 +184,20 @@ def test_math_shepherd_as_published():
     assert to_math_shepherd(one) == MATH_SHEPHERD
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt", "steps", "labels"),
+    [
+        ("Eggs? 3 a day. ки\nStep 2: 9 ки", "Eggs?", ("3 a day.", "Step 2: 9"), (1, 1)),
+        ("Eggs. step 1: 3 a day. ки", "Eggs.", ("step 1: 3 a day.",), (1,)),
+        ("Eggs? Or ки not? Step 1: 3 ки Step 2: 9 ки", "Eggs? Or not?", ("Step 1: 3", "Step 2: 9"), (1, 1)),
+        ("Eggs.\n\nThree. ки", "Eggs.", ("Three.",), (1,)),
+    ],
+)
+def test_math_shepherd_lines_that_are_not_as_the_others(text, prompt, steps, labels):
+    one = from_math_shepherd({"input": text, "label": text.replace("ки", "+")})
+    assert (one.prompt, one.steps, one.labels) == (prompt, steps, labels)
+
+
 def test_math_shepherd_a_step_that_nothing_closes_has_no_label():
     item = {key: text + "\nStep 4: and" for key, text in MATH_SHEPHERD.items()}
     assert from_math_shepherd(item).labels == (1, 0, 0, None)
@@ -196,6 +210,7 @@ def test_math_shepherd_a_step_that_nothing_closes_has_no_label():
         ({"label": MATH_SHEPHERD["label"].replace("= 12. -", "= 12. ки")}, "differ in step 1"),
         ({"label": MATH_SHEPHERD["label"] + " so"}, "differ after the last of 3"),
         ({"input": "Eggs? ки", "label": "Eggs? +"}, "no 'Step 1:'"),
+        ({"input": "Eggs? How? 3 ки", "label": "Eggs? How? 3 +"}, "no 'Step 1:'"),
         ({"label": None}, "label is 'None'"),
     ],
 )
@@ -255,6 +270,12 @@ def test_prm800k_phase_2_ends_at_the_first_mistake():
     found = from_prm800k(item, neutral="wrong")
     assert [(one.steps, one.first_error) for one in found] == [(("a", "b"), 1), (("a", "c"), -1)]
     assert [one.final_answer_correct for one in found] == [None, None]
+
+
+def test_prm800k_a_step_without_anything_ends_the_branch():
+    nothing = {"completions": None, "chosen_completion": None, "human_completion": None}
+    found = from_prm800k(prm800k(step(("a", 1), ("b", -1), chosen=0), nothing), neutral="wrong")
+    assert [one.steps for one in found] == [("b",), ("a",)]
 
 
 def test_prm800k_says_whether_the_answer_is_right_where_it_can():
