@@ -24,7 +24,7 @@ DOORS = {
     "mujoco": ("envs/",),
     "metaworld": ("envs/",),
     "fastapi": ("robot_io/server.py",),
-    "httpx": ("grm/client.py",),
+    "httpx": ("grm/client.py", "grm/text/endpoint.py"),
 }
 """Heavy third parties, and the only files or folders that may import them."""
 

@@ -1,0 +1,1 @@
+"""Search with process rewards: best-of-N, votes and beams, for any kind of step."""
