@@ -1,10 +1,11 @@
 """Progress under a prover against value and outcome, on a planted sub-sequence (PAV, arXiv 2410.08146, section 3).
 
 A policy writes ten symbols and succeeds if a hidden sequence of five is among them, in order; each of its symbols is
-the next one with chance p. Values come from twenty rollouts per prefix. Searches: beams ranked by Q, or by Q + αA under the
-best of K of the same policy as the prover. Controls: the best of as many solutions as the beam wrote symbols for, with
-an outcome judge that is never wrong; and the best of as many as the *rollouts* too would have paid for, since nobody
-trained a verifier here: estimating a value by rollouts costs far more than solving the problem by them.
+the next one with chance p. Values come from twenty rollouts per prefix. Searches: beams ranked by Q, or by Q + αA
+under the best of K of the same policy as the prover. Controls: the best of as many solutions as the beam wrote
+symbols for, with an outcome judge that is never wrong; and the best of as many as the *rollouts* too would have paid
+for, since nobody trained a verifier here: estimating a value by rollouts costs far more than solving the problem by
+them.
 Exact, by enumeration: E[A^μ A^π] (alignment) and E[A^μ²] (distinguishability) of theorem 3.1, by K.
 """
 
