@@ -24,7 +24,7 @@ class Server:
     """`script` gives what to do with each request in turn, the last for ever; `asked` is what was asked."""
 
     def __init__(self, *script):
-        self.script, self.asked, self.headers = list(script), [], []
+        self.script, self.asked, self.headers, self.times = list(script), [], [], []
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
         outer = self
@@ -37,6 +37,7 @@ class Server:
                 with outer._lock:
                     outer.asked.append((self.path, body))
                     outer.headers.append(dict(self.headers))
+                    outer.times.append(time.monotonic())
                     act = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
                     outer.at_once += 1
                     outer.most_at_once = max(outer.most_at_once, outer.at_once)
@@ -239,6 +240,14 @@ def test_retry_after_is_obeyed_by_all(asked):
     assert [one.text for [one] in answers] == ["a", "b", "c"]
     assert time.monotonic() - began >= (0.5 if asked == "date" else 0.3)
     assert len(server.asked) == 4
+
+
+def test_a_request_that_was_never_sent_waits_too():
+    """Of two at once the first is told to wait; the third begins when the second is answered, long before that."""
+    with Server(refuse(429, Retry_After="0.5"), slow(0.05, chat(echo)), chat(echo)) as server:
+        model_of(server, concurrency=2).generate(["a", "b", "c"])
+    assert len(server.times) == 4
+    assert all(later - server.times[0] >= 0.45 for later in server.times[2:])
 
 
 def test_an_endpoint_that_asks_for_too_long_is_given_up():

@@ -186,6 +186,13 @@ def test_think_rounds_begin_with_different_phrases_and_the_last_decision_counts(
         ThinkPRM(model, rounds=5)
 
 
+def test_think_a_chain_that_was_cut_off_does_not_go_on():
+    model = Scripted(lambda prompt, k: chain(False) + " and" * 50)
+    judgement = ThinkPRM(model, rounds=2, max_tokens=20).judge(TASK, STEPS)
+    assert len(model.prompts) == 1
+    assert judgement.n_invalid == 0, "what it had decided stands"
+
+
 def test_think_a_batch_of_several_lengths_with_rounds():
     def says(prompt, k):
         length = (
