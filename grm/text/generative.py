@@ -189,8 +189,9 @@ class ThinkPRM:
     ) -> None:
         """`max_tokens` bounds each round. `temperature` is 0 for one sample and 0.6 for more, if not given.
 
-        `fits` says whether a prompt leaves room in the model's context; where it does not the judge abstains. Raises
-        `TraceError` if there are more rounds than phrases to begin them with.
+        `fits` says whether a prompt leaves room in the model's context; where the solution does not the judge abstains,
+        and where a chain has grown too long it goes no further round, or is asked for no yes or no. Without it the
+        model decides what to do. Raises `TraceError` if there are more rounds than phrases to begin them with.
         """
         self._format = format or VerifierFormat()
         if samples < 1 or not 1 <= rounds <= 1 + len(self._format.again):
@@ -218,13 +219,13 @@ class ThinkPRM:
 
     def _write(self, prompts: Sequence[str], lengths: Sequence[int]) -> "list[list[_Chain]]":
         """`samples` chains for each prompt, read round by round."""
-        format, begun, owner = self._format, list[str](), list[int]()
+        format, owner = self._format, list[int]()
         chains: list[_Chain] = []
         for r in range(self._rounds):
             # Stop strings differ with the length of the solution: a step T + 1 does not exist.
             going = range(len(chains)) if r else range(len(prompts))
             for length in sorted(set(lengths)):
-                stop = [format.head(length + 1), format.end.strip(), format.question]
+                stop = _strings(format.head(length + 1), format.end, format.question)
                 if r == 0:
                     chosen = [i for i in going if lengths[i] == length]
                     asked = [prompts[i] + format.begin for i in chosen]
@@ -236,18 +237,20 @@ class ThinkPRM:
                         owner += [i] * len(completions)
                     continue
                 chosen = [k for k in going if lengths[owner[k]] == length and chains[k].finish == "stop"]
-                begun = [f"{chains[k].text.rstrip()}\n{format.again[r - 1]}\n" for k in chosen]
-                asked = [prompts[owner[k]] + format.begin + text for k, text in zip(chosen, begun, strict=True)]
+                begun = {k: f"{chains[k].text.rstrip()}\n{format.again[r - 1]}\n" for k in chosen}
+                prompt_of = {k: prompts[owner[k]] + format.begin + text for k, text in begun.items()}
+                chosen = [k for k in chosen if self._fits is None or self._fits(prompt_of[k])]
+                asked = [prompt_of[k] for k in chosen]
                 answers = self._generate(asked, stop, 1, 0.0)
-                for k, text, [c] in zip(chosen, begun, answers, strict=True):
+                for k, [c] in zip(chosen, answers, strict=True):
                     # A round that decides again counts; one that does not leaves what was decided before.
                     decided = parse_decisions(c.text, length, format) or chains[k].decisions
-                    chains[k] = _Chain(text + c.text, decided, c.finish)
+                    chains[k] = _Chain(begun[k] + c.text, decided, c.finish)
         valid = [k for k, chain in enumerate(chains) if chain.decisions is not None]
         endings = [
             prompts[owner[k]] + format.begin + chains[k].text.strip() + format.end + format.question for k in valid
         ]
-        says_yes = _says_yes(self._model, endings, format.yes, format.no)
+        says_yes = _says_yes(self._model, endings, format.yes, format.no, self._fits)
         for k, p in zip(valid, says_yes, strict=True):
             chains[k] = chains[k]._replace(yes=float(p))
         return [[chain for chain, o in zip(chains, owner, strict=True) if o == i] for i in range(len(prompts))]
@@ -334,7 +337,7 @@ class GenORM:
         """Judge many in one batch. Raises `TraceError` on a blank step."""
         prompts = [self._format.prompt(task, [thought.text for thought in steps]) for task, steps in solutions]
         asked = [i for i, p in enumerate(prompts) if solutions[i][1] and (self._fits is None or self._fits(p))]
-        stop = [self._format.end.strip(), self._format.question]
+        stop = _strings(self._format.end, self._format.question)
         critiques = _criticise(
             self._model,
             [prompts[i] + self._format.begin for i in asked],
@@ -350,7 +353,9 @@ class GenORM:
             for c in completions
             if c.finish == "stop"
         ]
-        weighed = _says_yes(self._model, [ending for _, ending in endings], self._format.yes, self._format.no)
+        weighed = _says_yes(
+            self._model, [ending for _, ending in endings], self._format.yes, self._format.no, self._fits
+        )
         said: dict[int, list[float]] = {i: [] for i in range(len(prompts))}
         for (i, _), p in zip(endings, weighed, strict=True):
             if not np.isnan(p):
@@ -449,7 +454,7 @@ class GenPRM(ProcessReward[Thought, Criticised]):
         critiques = _criticise(
             self._model,
             [prompts[i] for i in asked],
-            [[format.box[0], format.head(heads[i] + 1), format.end.strip()] for i in asked],
+            [_strings(format.box[0], format.head(heads[i] + 1), format.end) for i in asked],
             samples=self._samples,
             max_tokens=self._max_tokens,
             temperature=self._temperature,
@@ -463,7 +468,7 @@ class GenPRM(ProcessReward[Thought, Criticised]):
                     critique = c.text.rstrip().removesuffix(format.decision).rstrip()
                     endings.append(f"{prompts[i]}{critique} {format.decision} {format.box[0]}")
                     owner.append(i)
-        weighed = _says_yes(self._model, endings, format.right, format.wrong)
+        weighed = _says_yes(self._model, endings, format.right, format.wrong, self._fits)
         said: list[list[float]] = [[] for _ in prompts]
         for i, p in zip(owner, weighed, strict=True):
             if not np.isnan(p):
@@ -537,8 +542,20 @@ def _criticise(
     return [answers[i] for i in range(len(prompts))]
 
 
-def _says_yes(model: LanguageModel, prompts: Sequence[str], yes: str, no: str) -> Float[np.ndarray, " prompts"]:
-    return model.choices(prompts, [yes, no])[:, 0] if prompts else np.empty(0)
+def _strings(*strings: str) -> list[str]:
+    """Stop strings, those left out that are blank in a format of one's own."""
+    return [string.strip() for string in strings if string.strip()]
+
+
+def _says_yes(
+    model: LanguageModel, prompts: Sequence[str], yes: str, no: str, fits: Callable[[str], bool] | None
+) -> Float[np.ndarray, " prompts"]:
+    """P(yes) of yes and no; NaN where the prompt does not fit."""
+    asked = [i for i, prompt in enumerate(prompts) if fits is None or fits(prompt)]
+    chances = np.full(len(prompts), np.nan)
+    if asked:
+        chances[asked] = model.choices([prompts[i] for i in asked], [yes, no])[:, 0]
+    return chances
 
 
 # Texts to train such verifiers on

@@ -28,6 +28,8 @@ from grm.text.generative import (
     split_critiques,
     training_text,
 )
+from grm.text.huggingface import HuggingFaceModel
+from grm.text.tiny import make_model, make_tokenizer
 
 from .models import Scripted
 
@@ -219,6 +221,42 @@ def test_think_a_solution_longer_than_the_context_is_not_asked():
     assert (long.judged.any(), long.n_invalid, long.critiques) == (False, 1, ())
     assert short.judged.all()
     assert len(model.prompts) == 1
+
+
+def test_a_chain_that_outgrew_the_context_goes_no_further():
+    model = Scripted(lambda prompt, k: chain(True, False))
+    room = len(FORMAT.prompt(TASK, [s.text for s in STEPS])) + 20
+    judgement = ThinkPRM(model, rounds=2, fits=lambda prompt: len(prompt) < room).judge(TASK, STEPS)
+    assert len(model.prompts) == 1
+    assert model.endings == []
+    np.testing.assert_array_equal(judgement.potential, [1, 0, 0])
+    assert math.isnan(judgement.outcome)
+    orm = GenORM(model, fits=lambda prompt: FORMAT.question not in prompt).judge(TASK, STEPS)
+    assert (orm.n_invalid, orm.judged.any()) == (1, False)
+
+
+def test_over_a_network():
+    """A tiny untrained model: whatever it says, the laws hold, and what it does not say is no number."""
+    own = VerifierFormat(step="Step {i} :", box=("[ ", " ]"), begin="", end="\n")
+    texts = [own.prompt(TASK, [s.text for s in STEPS]), chain(True), "[ correct incorrect ] Yes No 4 :"]
+    tokenizer = make_tokenizer([*texts, own.question, own.decision])
+    model = HuggingFaceModel(make_model(tokenizer, width=32, seed=1), tokenizer)
+    check_process_reward(GenPRM(model, max_tokens=0, format=own), TASK, STEPS)
+    judgement = GenPRM(model, max_tokens=0, format=own).judge(TASK, STEPS)
+    assert judgement.judged.all()
+    assert judgement.n_invalid == 0
+    think = ThinkPRM(model, samples=2, max_tokens=5, format=own).judge(TASK, STEPS)
+    check_judgement(think, 3)
+    assert think.n_invalid == 2
+    assert 0 < GenORM(model, max_tokens=0, format=own).judge(TASK, STEPS).outcome < 1
+
+    def fits(prompt):
+        return len(tokenizer(prompt)["input_ids"]) < model.context
+
+    long = [Thought(text="2 " * 300)]
+    with pytest.raises(TraceError, match="context of 256"):
+        GenPRM(model, max_tokens=0, format=own).judge(TASK, long)
+    assert not GenPRM(model, max_tokens=0, format=own, fits=fits).judge(TASK, long).judged.any()
 
 
 @pytest.mark.parametrize("judge", [ThinkPRM, GenORM, GenPRM])
