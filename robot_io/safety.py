@@ -33,8 +33,8 @@ UNITS = {POSITION: ("deg", "rad", "m", "mm", "percent"), VELOCITY: ("deg/s", "ra
 """By how a joint's name ends, as LeRobot names it; `percent` is its normalised range, -100 to 100 or 0 to 100."""
 AXES = ("x.pos", "y.pos", "z.pos")
 """Of the hand in metres, where a robot is commanded by them."""
-LOST = (OSError, RuntimeError)
-"""What LeRobot's drivers raise when a bus or a camera does not answer; its own connection errors are OSErrors."""
+LOST = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What drivers raise when a bus or a camera does not answer, or answers nonsense; LeRobot's own are OSErrors."""
 _POLL_S = 0.02
 _HOLD_TRIES = 25
 
