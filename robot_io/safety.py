@@ -523,6 +523,7 @@ class SafeRobot:
 
     def hold(self) -> dict[str, float]:
         """Send the last command again: nothing moves, and the watchdog knows that this is on purpose."""
+        self._require_going()
         return self.send_action(self._named(self._last_position()))
 
     def beat(self) -> None:
@@ -587,7 +588,8 @@ class SafeRobot:
                 f"{list(self.limits.workspace.low)} to {list(self.limits.workspace.high)} before any motion: move it "
                 f"there by hand"
             )
-        self._last, self._last_time = self._measured.copy(), self._clock()
+        # From rest, the first command may go a whole step: there is no velocity yet that it could add to.
+        self._last, self._last_time = self._measured.copy(), -math.inf
 
     def _confine(self, safe: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """As much of the way from the last command as keeps the hand in the workspace."""

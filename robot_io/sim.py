@@ -232,6 +232,8 @@ class SimRobot(Robot):
         if not self._seeded and seed is None:
             seed = self.config.seed
         self._seeded = True
+        if seed is not None:
+            self._noise = np.random.default_rng(seed)
         self._pending.clear()
         self._observation, _ = self.env.reset(seed=seed)
         self.succeeded, self.reward = False, 0.0

@@ -20,80 +20,61 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"height": 32, "width": 32}
 
 
-@pytest.fixture(scope="module")
-def arm():
-    """One arm for the whole module: making cameras costs more than anything done with them."""
-    robot = SimRobot(SimRobotConfig(id="module", **SMALL))
-    robot.connect()
-    yield robot
-    robot.close()
-
-
-@pytest.fixture
-def sim(arm):
-    arm.faults.clear()
-    arm.received.clear()
-    arm._pictures.clear()
-    arm.connect()
-    arm.reset_scene(seed=3)
-    return arm
-
-
-def test_it_says_what_it_has_as_lerobot_wants_it(sim):
-    assert sim.action_features == dict.fromkeys(("x.pos", "y.pos", "z.pos", "gripper.pos"), float)
-    assert sim.observation_features == {**sim.action_features, "corner": (32, 32, 3), "gripperPOV": (32, 32, 3)}
-    found = sim.get_observation()
-    assert found.keys() == sim.observation_features.keys()
-    for name, kind in sim.observation_features.items():
+def test_it_says_what_it_has_as_lerobot_wants_it(arm):
+    assert arm.action_features == dict.fromkeys(("x.pos", "y.pos", "z.pos", "gripper.pos"), float)
+    assert arm.observation_features == {**arm.action_features, "corner": (32, 32, 3), "gripperPOV": (32, 32, 3)}
+    found = arm.get_observation()
+    assert found.keys() == arm.observation_features.keys()
+    for name, kind in arm.observation_features.items():
         if kind is float:
             assert isinstance(found[name], float)
         else:
             assert (found[name].shape, found[name].dtype) == (kind, np.uint8)
-    assert list(sim.cameras) == ["corner", "gripperPOV"]
-    assert (sim.is_calibrated, sim.name) == (True, "grm_sim")
+    assert list(arm.cameras) == ["corner", "gripperPOV"]
+    assert (arm.is_calibrated, arm.name) == (True, "grm_sim")
 
 
-def test_the_hand_goes_where_it_is_told_and_no_further(sim):
-    before = sim.get_observation()
+def test_the_hand_goes_where_it_is_told_and_no_further(arm):
+    before = arm.get_observation()
     goal = {"x.pos": -0.1, "y.pos": 0.6, "z.pos": 0.25, "gripper.pos": 100.0}
-    sim.send_action(goal)
-    after = sim.get_observation()
+    arm.send_action(goal)
+    after = arm.get_observation()
     assert abs(after["x.pos"] - before["x.pos"]) < 0.05  # one period's worth
     for _ in range(15):
-        sim.send_action(goal)
-        sim.get_observation()
-    found = sim.get_observation()
+        arm.send_action(goal)
+        arm.get_observation()
+    found = arm.get_observation()
     for axis in ("x.pos", "y.pos", "z.pos"):
         assert found[axis] == pytest.approx(goal[axis], abs=0.01)
     assert found["gripper.pos"] > 90
     for _ in range(10):
-        sim.send_action({**goal, "gripper.pos": 0.0})
-    assert sim.get_observation()["gripper.pos"] < 40
+        arm.send_action({**goal, "gripper.pos": 0.0})
+    assert arm.get_observation()["gripper.pos"] < 40
 
 
-def test_scenes_follow_from_the_seed(sim):
-    sim.reset_scene(seed=5)
-    first = sim.env.raw_state
-    sim.reset_scene()
-    second = sim.env.raw_state
-    sim.reset_scene(seed=5)
-    np.testing.assert_array_equal(sim.env.raw_state, first)
+def test_scenes_follow_from_the_seed(arm):
+    arm.reset_scene(seed=5)
+    first = arm.env.raw_state
+    arm.reset_scene()
+    second = arm.env.raw_state
+    arm.reset_scene(seed=5)
+    np.testing.assert_array_equal(arm.env.raw_state, first)
     assert not np.array_equal(first, second)
 
 
-def test_no_two_pictures_are_the_same_bits_but_all_show_the_same(sim):
-    one, two = sim.get_observation()["corner"], sim.get_observation()["corner"]
+def test_no_two_pictures_are_the_same_bits_but_all_show_the_same(arm):
+    one, two = arm.get_observation()["corner"], arm.get_observation()["corner"]
     assert not np.array_equal(one, two)
     assert np.abs(one.astype(int) - two).max() == 1
     np.testing.assert_array_equal(one[1:], two[1:])
 
 
-def test_the_expert_opens_the_lock_within_the_limits(sim):
-    expert = SimExpert(SimExpertConfig(robot_id="module"))
+def test_the_expert_opens_the_lock_within_the_limits(arm):
+    expert = SimExpert(SimExpertConfig(robot_id="shared"))
     expert.connect()
     clock = Clock()
-    safe = SafeRobot(sim, sim_limits(), clock=clock)
-    sim.received.clear()
+    safe = SafeRobot(arm, sim_limits(), clock=clock)
+    arm.received.clear()
     start = safe.arm()
     try:
         for _ in range(60):
@@ -101,17 +82,18 @@ def test_the_expert_opens_the_lock_within_the_limits(sim):
             safe.beat()
             safe.get_observation()
             safe.send_action(expert.get_action())
-            if sim.succeeded:
+            if arm.succeeded:
                 break
     finally:
         safe.stop("done")
-    assert sim.succeeded
-    assert sim.reward == 1.0
-    assert len(sim.received) > 5
+    assert arm.succeeded
+    assert arm.reward == 1.0
+    safe.disconnect()
+    assert len(arm.received) > 5
     limits = sim_limits().joints
-    assert beyond(sim.received, {name: start[name] for name in limits}, limits, np.inf) == 0
-    sim.reset_scene()
-    assert not sim.succeeded
+    assert beyond(arm.received, {name: start[name] for name in limits}, limits, np.inf) == 0
+    arm.reset_scene()
+    assert not arm.succeeded
 
 
 def test_the_expert_needs_its_arm():
@@ -123,58 +105,58 @@ def test_the_expert_needs_its_arm():
     assert expert.get_teleop_events()[TeleopEvents.IS_INTERVENTION] is True
 
 
-def test_a_frozen_camera_repeats_itself_and_the_other_does_not(sim):
-    sim.faults.append(Fault(kind="frozen", view="corner", start=sim._readings + 2, readings=3))
-    seen = [sim.get_observation() for _ in range(7)]
+def test_a_frozen_camera_repeats_itself_and_the_other_does_not(arm):
+    arm.faults.append(Fault(kind="frozen", view="corner", start=arm._readings + 2, readings=3))
+    seen = [arm.get_observation() for _ in range(7)]
     same = [np.array_equal(a["corner"], b["corner"]) for a, b in itertools.pairwise(seen)]
     assert same == [False, True, True, True, False, False]
     assert not any(np.array_equal(a["gripperPOV"], b["gripperPOV"]) for a, b in itertools.pairwise(seen))
 
 
-def test_a_dropped_camera_answers_as_lerobots_do(sim):
-    sim.faults.append(Fault(kind="dropped", view="corner", start=sim._readings, readings=1))
+def test_a_dropped_camera_answers_as_lerobots_do(arm):
+    arm.faults.append(Fault(kind="dropped", view="corner", start=arm._readings, readings=1))
     with pytest.raises(TimeoutError, match="corner"):
-        sim.get_observation()
-    assert sim.get_observation()["corner"].any()
+        arm.get_observation()
+    assert arm.get_observation()["corner"].any()
 
 
-def test_a_black_camera(sim):
-    sim.faults.append(Fault(kind="black", view="corner", start=sim._readings + 1))
-    assert sim.get_observation()["corner"].any()
-    found = sim.get_observation()
+def test_a_black_camera(arm):
+    arm.faults.append(Fault(kind="black", view="corner", start=arm._readings + 1))
+    assert arm.get_observation()["corner"].any()
+    found = arm.get_observation()
     assert not found["corner"].any()
     assert found["gripperPOV"].any()
 
 
-def test_pictures_out_of_order(sim):
-    sim.faults.append(Fault(kind="reordered", view="corner", start=sim._readings + 4))
-    seen = [sim.get_observation()["corner"] for _ in range(8)]
+def test_pictures_out_of_order(arm):
+    arm.faults.append(Fault(kind="reordered", view="corner", start=arm._readings + 4))
+    seen = [arm.get_observation()["corner"] for _ in range(8)]
     again = [any(np.array_equal(seen[i], seen[j]) for j in range(i - 1)) for i in range(8)]
     assert again[:4] == [False] * 4
     assert sum(again[4:]) == 2
 
 
-def test_a_disconnection_lasts_until_connected_again(sim):
-    sim.faults.append(Fault(kind="disconnect", start=sim._readings + 1, readings=1))
-    sim.get_observation()
+def test_a_disconnection_lasts_until_connected_again(arm):
+    arm.faults.append(Fault(kind="disconnect", start=arm._readings + 1, readings=1))
+    arm.get_observation()
     with pytest.raises(DeviceNotConnectedError):
-        sim.get_observation()
-    assert not sim.is_connected
+        arm.get_observation()
+    assert not arm.is_connected
     with pytest.raises(DeviceNotConnectedError):
-        sim.send_action(dict.fromkeys(sim.action_features, 0.5))
-    assert sim.received == []
-    sim.connect()
-    assert sim.get_observation()["corner"].any()
+        arm.send_action(dict.fromkeys(arm.action_features, 0.5))
+    assert arm.received == []
+    arm.connect()
+    assert arm.get_observation()["corner"].any()
 
 
-def test_slow_readings_are_slow(sim):
+def test_slow_readings_are_slow(arm):
     import time
 
-    sim.faults.append(Fault(kind="slow", seconds=0.05, start=sim._readings, readings=1))
+    arm.faults.append(Fault(kind="slow", seconds=0.05, start=arm._readings, readings=1))
     began = time.perf_counter()
-    sim.get_observation()
+    arm.get_observation()
     middle = time.perf_counter()
-    sim.get_observation()
+    arm.get_observation()
     assert middle - began >= 0.05 > time.perf_counter() - middle
 
 
