@@ -99,7 +99,7 @@ class Recorder:
         name = f"grm/{self.root.name}"
         try:
             if self.root.exists():
-                shutil.copytree(self.root / "meta", self._beside / "meta")
+                _copy_contents(self.root / "meta", self._beside / "meta")
                 self._dataset = LeRobotDataset.resume(name, **options)
             else:
                 rate, features = round(self._rate_hz), self._features
@@ -251,11 +251,12 @@ class Recorder:
         if found["fps"] != rate:
             raise OutputError(f"{self.root} is of {found['fps']} steps per second; expected {rate}: record elsewhere")
         for key, feature in self._features.items():
-            there = found["features"].get(key)
-            if there is None or tuple(there["shape"]) != tuple(feature["shape"]) or there["names"] != feature["names"]:
+            there = found["features"].get(key, {})
+            was, now = ((tuple(each.get("shape", ())), each.get("names")) for each in (there, feature))
+            if was != now:
                 raise OutputError(
-                    f"{self.root} has {key} as {there and there['names']} of shape {there and there['shape']}; "
-                    f"expected {feature['names']} of shape {tuple(feature['shape'])}, as of this robot: record elsewhere"
+                    f"{self.root} has {key} of shape {was[0]} and names {was[1]}; expected {now[0]} and {now[1]}, as "
+                    f"this robot has: record elsewhere"
                 )
 
     def _failed(self, error: Exception) -> OutputError:
@@ -289,6 +290,16 @@ def read_judged(root: Path, episode: int) -> Judgement:
     potential = np.array([np.asarray(value).item() for value in table["potential"]], np.float64)
     spread = np.array([np.asarray(value).item() for value in table["potential_spread"]], np.float64)
     return Judgement(potential=potential, spread=spread, judged=~np.isnan(potential))
+
+
+def _copy_contents(meta: Path, to: Path) -> None:
+    """What LeRobot needs to append: of the episodes only the newest file, or opening would take ever longer."""
+    episodes = sorted((meta / "episodes").rglob("*.parquet"))
+
+    def skip(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(folder) / name in episodes[:-1]]
+
+    shutil.copytree(meta, to, ignore=skip)
 
 
 def _new_beside(root: Path) -> Path:
