@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import LimitError, RobotError, StaleFrameError, StoppedError
+    from .loop import ControlLoop
+    from .operator import Operator
+    from .recorder import Recorder
+    from .robot import RobotEnv
+    from .rollout import Ending, Tick, Verdict
     from .safety import SafeRobot, SafetyLimits
     from .sim import SimExpert, SimExpertConfig, SimRobot, SimRobotConfig
 
 _HOMES = {
+    "ControlLoop": "loop",
+    "Ending": "rollout",
     "LimitError": "errors",
+    "Operator": "operator",
+    "Recorder": "recorder",
+    "RobotEnv": "robot",
     "RobotError": "errors",
     "SafeRobot": "safety",
     "SafetyLimits": "safety",
@@ -22,10 +32,17 @@ _HOMES = {
     "SimRobotConfig": "sim",
     "StaleFrameError": "errors",
     "StoppedError": "errors",
+    "Tick": "rollout",
+    "Verdict": "rollout",
 }
 
 __all__ = [
+    "ControlLoop",
+    "Ending",
     "LimitError",
+    "Operator",
+    "Recorder",
+    "RobotEnv",
     "RobotError",
     "SafeRobot",
     "SafetyLimits",
@@ -35,6 +52,8 @@ __all__ = [
     "SimRobotConfig",
     "StaleFrameError",
     "StoppedError",
+    "Tick",
+    "Verdict",
 ]
 
 
