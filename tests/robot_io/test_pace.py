@@ -73,4 +73,6 @@ def test_real_time_is_kept():
     pacer.start()
     for _ in range(30):
         pacer.wait()
-    assert pacer.timing().period_ms == pytest.approx(10, abs=1.5)
+    timing = pacer.timing()
+    assert timing.period_ms > 9.5
+    assert timing.period_ms < 11.5 or timing.overruns

@@ -311,7 +311,7 @@ def test_slow_readings_are_overruns(make_env, arm):
     env.reset(seed=3)
     arm.faults.append(Fault(kind="slow", seconds=0.08, start=arm._readings + 2, readings=2))
     late = [env.step(NOTHING)[4]["overrun"] for _ in range(6)]
-    assert 1 <= sum(late) <= 3
+    assert any(late[1:4])
     assert env.timing.overruns == sum(late)
 
 
@@ -321,7 +321,9 @@ def test_real_time_is_kept(make_env):
     began = time.monotonic()
     for _ in range(40):
         env.step(NOTHING)
-    assert time.monotonic() - began == pytest.approx(2.0, abs=0.15)
+    took = time.monotonic() - began
+    assert took > 1.95
+    assert took < 2.15 or env.timing.overruns, "slower than asked for, and nobody said so"
 
 
 def test_a_hung_loop_is_stopped_by_the_watchdog_while_nobody_calls(make_env, arm):
