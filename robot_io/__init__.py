@@ -1,1 +1,64 @@
-"""The real world: robots, sessions, recorders (built by the real-robot issue; empty until then)."""
+"""The real world: robots with limits, cameras that fail, people who take over, and recordings of it all.
+
+Names are imported when they are first asked for: whoever scores from another machine needs no robot's drivers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import LimitError, RobotError, StaleFrameError, StoppedError
+    from .loop import ControlLoop
+    from .operator import Operator
+    from .recorder import Recorder
+    from .robot import RobotEnv
+    from .rollout import Ending, Tick, Verdict
+    from .safety import SafeRobot, SafetyLimits
+    from .sim import SimExpert, SimExpertConfig, SimRobot, SimRobotConfig
+
+_HOMES = {
+    "ControlLoop": "loop",
+    "Ending": "rollout",
+    "LimitError": "errors",
+    "Operator": "operator",
+    "Recorder": "recorder",
+    "RobotEnv": "robot",
+    "RobotError": "errors",
+    "SafeRobot": "safety",
+    "SafetyLimits": "safety",
+    "SimExpert": "sim",
+    "SimExpertConfig": "sim",
+    "SimRobot": "sim",
+    "SimRobotConfig": "sim",
+    "StaleFrameError": "errors",
+    "StoppedError": "errors",
+    "Tick": "rollout",
+    "Verdict": "rollout",
+}
+
+__all__ = [
+    "ControlLoop",
+    "Ending",
+    "LimitError",
+    "Operator",
+    "Recorder",
+    "RobotEnv",
+    "RobotError",
+    "SafeRobot",
+    "SafetyLimits",
+    "SimExpert",
+    "SimExpertConfig",
+    "SimRobot",
+    "SimRobotConfig",
+    "StaleFrameError",
+    "StoppedError",
+    "Tick",
+    "Verdict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -21,10 +21,11 @@ from ..errors import OutputError, TraceError
 from .episodes import Episode, SubTask
 
 IMAGES = "observation.images."
-_SIDECAR = Path("meta") / "grm_episodes.jsonl"
+SIDECAR = Path("meta") / "grm_episodes.jsonl"
+"""Of a data set: one JSON line per episode, with what LeRobot has no column for."""
 _JOURNAL = Path(".append")
 """While an episode is appended: the names of all files that were there before, and copies of those that change."""
-_CHANGING = (Path("meta") / "info.json", Path("meta") / "stats.json", Path("meta") / "tasks.parquet", _SIDECAR)
+_CHANGING = (Path("meta") / "info.json", Path("meta") / "stats.json", Path("meta") / "tasks.parquet", SIDECAR)
 
 
 class EpisodeWriter:
@@ -48,7 +49,7 @@ class EpisodeWriter:
 
     def lines(self) -> list[dict]:
         """What was written so far: one record per episode, with its behaviour and seed."""
-        sidecar = self.root / _SIDECAR
+        sidecar = self.root / SIDECAR
         return [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
 
     def append(self, *episodes: Episode) -> None:
@@ -72,7 +73,7 @@ class EpisodeWriter:
         root = self.root.with_name(f".{self.root.name}.first") if first else self.root
         if not first and len(self.lines()) != count_episodes(self.root):
             raise OutputError(
-                f"{self.root} holds {count_episodes(self.root)} episodes and {_SIDECAR} tells of {len(self.lines())}; "
+                f"{self.root} holds {count_episodes(self.root)} episodes and {SIDECAR} tells of {len(self.lines())}; "
                 f"expected a data set that `grm collect` began: choose another folder, or delete it"
             )
         features, rate = (_features(episodes[0]), round(episodes[0].rate_hz)) if first else _found(self.root)
@@ -109,7 +110,7 @@ class EpisodeWriter:
                 dataset.add_frame(_row(episode, t))
             dataset.save_episode()
         dataset.finalize()
-        with (root / _SIDECAR).open("a") as file:
+        with (root / SIDECAR).open("a") as file:
             file.writelines(json.dumps(_line(episode)) + "\n" for episode in episodes)
         if first:
             root.replace(self.root)
@@ -189,7 +190,7 @@ def read_episodes(
     missing = [name for name in names if name not in available]
     if missing:
         raise TraceError(f"{root} has no view {missing[0]!r}; it has {', '.join(available) or 'none'}")
-    sidecar = root / _SIDECAR
+    sidecar = root / SIDECAR
     lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
     for index in wanted:
         yield _read(root, meta, index, names, lines[index] if index < len(lines) else {})
@@ -221,7 +222,7 @@ def recorded_episodes(root: Path) -> list[RecordedEpisode]:
     count_episodes(root)
     from lerobot.datasets import LeRobotDatasetMetadata
 
-    sidecar = root / _SIDECAR
+    sidecar = root / SIDECAR
     try:
         meta = LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
         lines = [json.loads(line) for line in sidecar.read_text().splitlines()] if sidecar.exists() else []
