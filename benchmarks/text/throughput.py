@@ -10,7 +10,6 @@ one what matters in use.
 
 import argparse
 import platform
-import sys
 import time
 from collections.abc import Callable
 
@@ -27,7 +26,7 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SIZES = {"tiny": (64, 2), "small": (512, 8)}
+SIZES = {"tiny": (64, 2), "small": (256, 6)}
 """Width and layers."""
 
 
@@ -109,7 +108,6 @@ def main() -> None:
         summary,
         seeds=[0],
         rows=rows,
-        command=" ".join(["python -m benchmarks.text.throughput", *sys.argv[1:]]),
         machine=platform.machine(),
         device=arguments.device,
         torch=torch.__version__,

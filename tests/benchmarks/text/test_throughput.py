@@ -24,6 +24,6 @@ def test_it_writes_its_table(monkeypatch):
     monkeypatch.setattr(throughput, "write_result", lambda name, summary, **about: written.update(about, s=summary))
     monkeypatch.setattr(sys, "argv", ["throughput.py", "--rounds", "1", "--solutions", "3", "--sizes", "tiny"])
     throughput.main()
-    assert written["command"] == "python -m benchmarks.text.throughput --rounds 1 --solutions 3 --sizes tiny"
+    assert written["device"] == "cpu"
     assert len(written["rows"]) == len(CONVENTIONS)
     assert written["s"]["tiny_qwen_forwards_per_solution"] == 1
