@@ -163,7 +163,7 @@ def count_episodes(root: Path) -> int:
 
 def has_progress(root: Path) -> bool:
     """Whether the folder is a LeRobotDataset that `EpisodeWriter` wrote, with progress and success at every frame."""
-    return (Path(root) / _SIDECAR).exists()
+    return (Path(root) / SIDECAR).exists()
 
 
 def read_episodes(
