@@ -6,8 +6,8 @@ P(no error so far). A value judge's number is its potential. The spread is 0: on
 The carry keeps what attention computed for the prefix, so a live step or a branch of a search reads its own tokens
 only. (Not for models with a sliding window, whose memory forgets: they read the prefix again.)
 
-Training starts from a network that learned the language first: from random weights, labels alone teach such a network
-nothing but their mean.
+Training starts from a network that learned the language first: from random weights the same labels teach much less, and
+on harder worlds for long nothing but their mean.
 """
 
 from __future__ import annotations
