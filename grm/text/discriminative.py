@@ -273,7 +273,8 @@ class DiscriminativeJudge(ProcessReward[Thought, Prefix]):
         for i in order:
             longest = len(requests[batch[0]].new) if batch else 0
             past = max([requests[i].past, *(requests[j].past for j in batch)])
-            if batch and (len(batch) + 1) * (longest + past) > self.batch_tokens:
+            wasteful = len(batch) * longest > self.batch_tokens // 8 and len(requests[i].new) < 0.75 * longest
+            if batch and (wasteful or (len(batch) + 1) * (longest + past) > self.batch_tokens):
                 yield batch
                 batch = []
             batch.append(i)
