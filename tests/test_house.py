@@ -25,7 +25,7 @@ DOORS = {
     "metaworld": ("envs/",),
     "fastapi": ("robot_io/server.py",),
     "httpx": ("grm/client.py", "grm/text/endpoint.py"),
-    "transformers": ("grm/text/tiny.py",),
+    "transformers": ("grm/text/tiny.py", "grm/text/discriminative.py"),
 }
 """Heavy third parties, and the only files or folders that may import them."""
 
