@@ -62,11 +62,19 @@ class Judging(Endpoints):
     """Of one critique; by default a quarter of a local model's context, 2048 at an endpoint."""
 
 
+def hush() -> None:
+    """One progress bar is enough: ours."""
+    from ...text.tiny import import_transformers
+
+    import_transformers().utils.logging.disable_progress_bar()
+
+
 def load_language_model(model: str, settings: Endpoints, journal: Path | None) -> LanguageModel:
     """The model at an endpoint, whose answers are kept in `journal`, or in a folder, or on the Hub."""
     if not model.startswith(ENDPOINT):
         from ...text.huggingface import HuggingFaceModel
 
+        hush()
         return HuggingFaceModel.from_pretrained(model, device=settings.device)
     from ...text.endpoint import EndpointError, EndpointModel, Prices
 
@@ -113,6 +121,7 @@ def load_text_judge(settings: Judging, journal: Path | None = None) -> Judge[Tho
             raise TraceError(f"--method {method} at an endpoint, which gives no scores of steps; expected a checkpoint")
         from ...text.discriminative import DiscriminativeJudge, DisORM
 
+        hush()
         judge = DiscriminativeJudge.from_pretrained(settings.judge, settings.convention or None, device=settings.device)
         return judge if method == "disprm" else DisORM(judge)
     if settings.convention:

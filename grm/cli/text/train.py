@@ -15,6 +15,7 @@ from ...reward import ScoreKind
 from ..output import command_line, commit
 from ..terminal import console, progress_bar
 from .files import begin, complain, read_files, write_json
+from .models import hush
 from .score import NAMES, numbers_table
 
 SAVE_EVERY = 200
@@ -79,6 +80,7 @@ class TextTrain:
         soft = sum(one.is_soft for one in solutions)
         if soft and convention.kind is ScoreKind.CORRECTNESS:
             console.print(f"{soft} solutions have soft labels; if rollouts made them, --kind value says so")
+        hush()
         model = HuggingFaceModel.from_pretrained(self.backbone, device=self.device, dtype="float32")
         judge = DiscriminativeJudge.on_top_of(model.model, model.tokenizer, convention, seed=self.seed)
         examples = [LabelledSteps(question=one.prompt, steps=one.steps, labels=one.labels) for one in training]
