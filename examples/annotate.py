@@ -21,6 +21,8 @@ SOLUTIONS = [
     ("x0 = 3", "x1 = (x0 * 4) mod 7 = 5", "x2 = (x1 + 6) mod 7 = 4", "x3 = (x2 - 2) mod 7 = 2"),
     ("x0 = 3", "x1 = (x0 * 4) mod 7 = 6", "x2 = (x1 + 6) mod 7 = 5", "x3 = (x2 - 2) mod 7 = 3"),
     ("x0 = 3", "x1 = (x0 * 4) mod 7 = 5", "x2 = (x1 + 6) mod 7 = 1", "x3 = (x2 - 2) mod 7 = 6"),
+    # Wrong in x2, from where a solver that errs as well arrives now and then: rollouts take the step for right.
+    ("x0 = 3", "x1 = (x0 * 4) mod 7 = 5", "x2 = (x1 + 6) mod 7 = 3", "x3 = (x2 - 2) mod 7 = 1"),
 ]
 OPERATIONS = (lambda x: x * 4, lambda x: x + 6, lambda x: x - 2)
 

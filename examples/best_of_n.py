@@ -21,8 +21,7 @@ ANSWERS = [  # as a language model would write them: a blank line after each ste
     "x0 = 3\n\nx1 = 5\n\nx2 = (x0 * x1) mod 7 = 2\n\nx3 = (x2 - x0) mod 7 = 6",
     "x0 = 3\n\nx1 = 5\n\nx2 = (x0 * x1) mod 7 = 1\n\nx3 = (x2 - x0) mod 7 = 5",
     "x0 = 3\n\nx1 = 5\n\nx2 = (x0 * x1) mod 7 = 4\n\nx3 = (x2 - x0) mod 7 = 1",
-    "x0 = 3\n\nx1 = 5\n\nx2 = (x1 * x0) mod 7 = 8\n\nx3 = (x2 - x0) mod 7 = 5",
-    "x0 = 3\n\nx1 = 5\n\nx2 = (x1 * x0) mod 7 = 8\n\nx3 = (x2 - x0) mod 7 = 5",
+    "x0 = 3\n\nx1 = 5\n\nx2 = (x1 * x0) mod 7 = 2\n\nx3 = (x2 - x0) mod 7 = 6",
     "First I think about it.\n\nSurely it is 5.",
 ]
 

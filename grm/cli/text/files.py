@@ -29,10 +29,13 @@ class Question(NamedTuple):
     answer: str | None
 
 
-def begin(command: "DataclassInstance", out: Path, *, resume: bool) -> None:
-    """Make the folder, or go on in it. Raises `OutputError` if it is not new, or held a run with other settings."""
+def begin(command: "DataclassInstance", out: Path, *, resume: bool, name: str = "config.json") -> None:
+    """Make the folder, or go on in it. Raises `OutputError` if it is not new, or held a run with other settings.
+
+    Settings are kept in the file `name`: in the folder of a checkpoint config.json is the network's.
+    """
     check_output(out, resume=resume)
-    path = out / "config.json"
+    path = out / name
     asked = json.loads(json.dumps(asdict(command), default=str))
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]

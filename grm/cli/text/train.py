@@ -87,7 +87,7 @@ class TextTrain:
         _check(judge.asker.ask, examples)
         settings = FitSettings(steps=self.steps, batch=self.batch, learning_rate=self.learning_rate, seed=self.seed)
         fit = judge_fit(judge, examples, settings)
-        begin(self, self.out, resume=self.resume)
+        begin(self, self.out, resume=self.resume, name="run.json")
         state = self.out / STATE
         if state.exists():
             fit.load(state)
