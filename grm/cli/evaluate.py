@@ -79,7 +79,8 @@ class Evaluate:
         with progress_bar() as progress:
             count = sum(len(part) for part in [*suite.values(), *solutions.values()])
             bar = progress.add_task("evaluating", total=count + self.adapt * len(suite))
-            for task, part in suite.items() if model is not None else ():
+            for task, part in suite.items():
+                assert model is not None, "loaded wherever there are folders"
                 progress.update(bar, description=task)
                 judge = model
                 if self.adapt and isinstance(model, GRM):
@@ -93,7 +94,8 @@ class Evaluate:
                     # Pictures are not needed again, and those of a thousand episodes do not fit in memory.
                     scored.append(replace(result, episode=replace(episode, views={})))
                     progress.advance(bar)
-            for task, texts in solutions.items() if text_judge is not None else ():
+            for task, texts in solutions.items():
+                assert text_judge is not None, "loaded wherever there are files"
                 progress.update(bar, description=task)
                 scored += score_reasoning(text_judge, texts, task=task, after_each=lambda: progress.advance(bar))
         tasks = by_task(scored)
