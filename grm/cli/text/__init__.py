@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from ...errors import GrmError
 from .annotate import TextAnnotate
 from .score import TextScore
 from .search import TextSearch
@@ -25,5 +26,10 @@ class Text:
     )
 
     def run(self) -> None:
-        """Run the verb."""
-        self.verb.run()
+        """Run the verb; an endpoint that gave up half-way costs nothing that was paid for, and the error says so."""
+        try:
+            self.verb.run()
+        except GrmError as error:
+            if not isinstance(error, ConnectionError) or not self.verb.out.exists():
+                raise
+            raise type(error)(f"{error} (what was answered is kept: --resume goes on)") from error

@@ -9,6 +9,7 @@ from grm.text.conventions import TRL
 from grm.text.huggingface import HuggingFaceModel
 
 from ..text.models import Scripted
+from ..text.test_endpoint import KEY, Server, chat, refuse
 from ..text.tiny_judges import QUESTION, STEPS, judge, language_model, tokenizer
 from .conftest import contents, grm
 
@@ -234,6 +235,22 @@ def test_annotate_by_rollouts_is_resumable_at_the_item(tmp_path, monkeypatch, ca
     content = json.loads((out / "summary.json").read_text())
     assert content["summary"]["written"] == 3
     assert content["cost"]["calls"] == 12
+
+
+def test_what_an_endpoint_answered_before_it_failed_is_kept(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    records = [{"problem": f"p {k}", "steps": ["x0 = 1"], "answer": "1"} for k in range(3)]
+    data, out = write(tmp_path / "d.jsonl", records), tmp_path / "out"
+    given = ("text", "annotate", data, "--model", "endpoint:m", "--rollouts", 2, "--concurrency", 1, "--out", out)
+    fine = chat("The answer is: 1")
+    with Server(fine, fine, fine, refuse(401)) as server:
+        assert "--resume goes on" in refused(*given, "--url", server.url)
+        assert len(server.asked) == 4
+    with Server(fine) as server:
+        assert grm(*given, "--url", server.url, "--resume") == 0
+        assert len(server.asked) == 3, "of six rollouts three were paid for"
+    assert [one["labels"] for one in lines(out / "labels.jsonl")] == [[True]] * 3
+    assert all(KEY.encode() not in content for content in contents(out).values())
 
 
 def test_annotate_by_a_judge_and_by_consensus(tmp_path, chains, monkeypatch):
