@@ -129,6 +129,9 @@ class BidirectionalJudge:
         for batch in self.network._batches([forward for _, (forward, _) in fitting]):
             picked = [fitting[i] for i in batch]
             known = self._log_odds([reading for _, reading in picked]).double().sigmoid().cpu().numpy()
+            asked = self._asked([reading for _, reading in picked])
+            self.network.usage.calls += len(asked)
+            self.network.usage.prompt_tokens += sum(len(request.new) for request in asked)
             bounds = np.cumsum([len(solutions[i][1]) for i, _ in picked])[:-1]
             for (i, _), of_solution in zip(picked, np.split(known, bounds), strict=True):
                 scores[i] = of_solution
@@ -171,13 +174,15 @@ class BidirectionalJudge:
             found.append(_Request(asked.tokens[: asked.reads[-1] + 1], asked.reads))
         return found[0], found[1]
 
+    def _asked(self, readings: Sequence[Readings]) -> list[_Request]:
+        """Those that the combination needs: all forward ones, then all backward ones."""
+        forwards, backwards = [forward for forward, _ in readings], [backward for _, backward in readings]
+        return {"forward": forwards, "backward": backwards}.get(self.combination, [*forwards, *backwards])
+
     def _log_odds(self, readings: Sequence[Readings]) -> Float[Tensor, " steps"]:
         """Of right, of every step of every solution, in the order of writing; all readings in one pass."""
-        forwards, backwards = [forward for forward, _ in readings], [backward for _, backward in readings]
-        lengths = [len(request.reads) for request in forwards]
-        asked = {"forward": forwards, "backward": backwards}.get(self.combination, [*forwards, *backwards])
-        self.network.usage.calls += len(asked)
-        self.network.usage.prompt_tokens += sum(len(request.new) for request in asked)
+        lengths = [len(forward.reads) for forward, _ in readings]
+        asked = self._asked(readings)
         hidden, _ = self.network._hidden(asked)
         logits = self.network._log_odds(hidden)
         if self.combination == "forward":
