@@ -4,11 +4,12 @@
 a wrong `claim` only from the `check` after it. `one_sided`: chains of modular arithmetic, where all evidence lies in
 the past; there a second direction should gain nothing.
 One tiny language model per world learns right solutions, read from left to right, then every arm is fitted on top of it
-on the same labelled solutions with the same number of steps, once per seed: left to right (l2r), right to left (r2l),
-the average of both, the gate, and the control that has the gate's compute without its direction: two l2r judges of
-different seeds, their log-odds averaged (l2r_twice). Measured: ROC AUC of a step's score, right steps against wrong
-ones, on fresh solutions; of derived steps, of claims, and of all. Differences are paired by seed. The intervals see
-five seeds, one language model and one test set.
+on the same labelled solutions, once per seed: left to right (l2r), right to left (r2l), the average of both, the gate,
+and the control that has the gate's compute without its direction: two l2r judges of different seeds, their log-odds
+averaged (l2r_twice). Each judge passes as many solutions through its network in training: who reads them in one
+direction makes twice as many steps as who reads them in both. Measured: ROC AUC of a step's score, right steps against
+wrong ones, on fresh solutions; of derived steps, of claims, and of all. Differences are paired by seed. The intervals
+see five seeds, one language model and one test set.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ARMS: dict[str, Combination] = {"l2r": "forward", "r2l": "backward", "average": 
 OFTEN_WRONG = Habits(error_rate=0.4, later_error_rate=0.4, mistakes=(Mistake.SLIP,))
 CARRIED_ON = Habits(error_rate=0.15, later_error_rate=0.15, mistakes=(Mistake.SLIP, Mistake.COPY))
 WORLDS: dict[str, tuple[World[Any, Any], tuple[int, ...], Habits]] = {
-    "two_sided": (TwoSided(5), (2, 4, 6), OFTEN_WRONG),
+    "two_sided": (TwoSided(4), (2, 4), OFTEN_WRONG),
     "one_sided": (Arithmetic(5), (2, 3, 4), CARRIED_ON),
 }
 
@@ -97,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--loss", choices=["cross-entropy", "squared", "ranking"], default="cross-entropy")
     parser.add_argument("--texts", type=int, default=9000, help="right solutions that the language is learned from")
-    parser.add_argument("--language-steps", type=int, default=1000)
-    parser.add_argument("--labelled", type=int, default=6000, help="labelled solutions")
-    parser.add_argument("--steps", type=int, default=250, help="gradient steps of a judge, 32 solutions each")
+    parser.add_argument("--language-steps", type=int, default=800)
+    parser.add_argument("--labelled", type=int, default=8000, help="labelled solutions")
+    parser.add_argument("--steps", type=int, default=600, help="gradient steps of both directions, 32 solutions each")
     parser.add_argument("--tested", type=int, default=600, help="fresh solutions")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="sizes that only show that it runs")
@@ -120,14 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 LabelledSteps(question=s.question, steps=steps_of(s), labels=s.local[:-1])
                 for s in draw(name, options.labelled, 1, right=False)
             ]
-            test = draw(name, options.tested, 2, right=False)
+            test = draw(name, options.tested, 5, right=False)
             auc: dict[tuple[str, str], list[float]] = {}
             for seed in range(options.seeds):
                 scores: dict[str, list[np.ndarray]] = {}
                 for arm, combination in {**ARMS, "another": ARMS["l2r"]}.items():
                     its_seed = seed + 1000 * (arm == "another")
                     judge = BidirectionalJudge.on_top_of(model, tokenizer, CONVENTION, combination, seed=its_seed)
-                    settings = FitSettings(steps=options.steps, batch=32, learning_rate=2e-3, seed=its_seed)
+                    steps = options.steps * (1 if combination in ("average", "gate") else 2)
+                    settings = FitSettings(steps=steps, batch=32, learning_rate=3e-3, seed=its_seed)
                     fit_bidirectional(judge, examples, settings, loss=loss)
                     scores[arm] = [j.score for j in judge.judge_all([(s.question, steps_of(s)) for s in test])]
                     usage = judge.network.usage
@@ -160,13 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "loss": loss,
         "labelled_solutions": options.labelled,
         "tested_solutions": options.tested,
-        "training_passes_per_arm": {
-            "l2r": options.steps * 32,
-            "r2l": options.steps * 32,
-            **dict.fromkeys(("average", "gate", "l2r_twice"), 2 * options.steps * 32),
-        },
+        "training_passes_per_judge": 2 * options.steps * 32,
+        "judges_of_l2r_twice": 2,
     }
-    print(write_result("text_bidirectional", summary, seeds=list(range(options.seeds)), rows=rows, **about))
+    name = "_".join(["text_bidirectional", *(options.worlds if len(options.worlds) < len(WORLDS) else ())])
+    print(write_result(name, summary, seeds=list(range(options.seeds)), rows=rows, **about))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_it_runs(monkeypatch):
         bidirectional, "write_result", lambda name, summary, **about: written.update({name: (summary, about)})
     )
     bidirectional.main(["--quick", "--worlds", "two_sided"])
-    summary, about = written["text_bidirectional"]
+    summary, about = written["text_bidirectional_two_sided"]
     assert about["seeds"] == [0, 1]
     json.dumps(summary)
     forwards = {arm: summary[f"two_sided.forwards_per_solution.{arm}"] for arm in ("l2r", "r2l", "gate", "l2r_twice")}
