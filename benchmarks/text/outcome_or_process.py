@@ -198,33 +198,12 @@ def summarise(
     return summary
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 8], help="T of the trained judges")
-    parser.add_argument("--simulated-lengths", type=int, nargs="+", default=[2, 4, 8, 16, 32])
-    parser.add_argument("--candidates", type=int, default=16, help="N")
-    parser.add_argument("--problems", type=int, default=40, help="per kind and T")
-    parser.add_argument("--texts", type=int, default=9000, help="right solutions that the language is learned from")
-    parser.add_argument("--language-steps", type=int, default=800)
-    parser.add_argument("--labelled", type=int, default=8000, help="labelled solutions")
-    parser.add_argument("--steps", type=int, default=500, help="gradient steps of a judge, 32 solutions each")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="sizes that only show that it runs")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.texts = options.labelled = 60
-        options.language_steps = options.steps = 2
-        options.problems, options.candidates, options.seeds = 6, 4, min(options.seeds, 2)
-        options.lengths, options.simulated_lengths = options.lengths[:2], options.simulated_lengths[:2]
-    torch.set_num_threads(1)
-    found: dict[tuple[str, str, str, int], list[tuple[float, float]]] = {}
-    for seed in range(options.seeds):
-        for kind in KINDS:
-            for length in options.simulated_lengths:
-                rng = np.random.default_rng([3, seed, KINDS.index(kind), length])
-                for name, measured in simulate(kind, length, options.candidates, rng).items():
-                    found.setdefault(("simulated", kind, name, length), []).append(measured)
-
+def measure_trained(
+    options: argparse.Namespace,
+    found: dict[tuple[str, str, str, int], list[tuple[float, float]]],
+    summary: dict[str, float | Interval],
+) -> dict[str, object]:
+    """Adds accuracy and AUC to `found`, bounds and compute to `summary`; returns what it learned from."""
     rng = np.random.default_rng(0)
     right = [WORLD.solve(WORLD.draw(rng, length=int(rng.choice(options.lengths))), rng) for _ in range(options.texts)]
     labelled = examples_of(options.labelled, options.lengths, 1)
@@ -234,7 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = FitSettings(steps=options.language_steps, batch=32, learning_rate=3e-3)
     print(f"language learned to {fit_language_model(model, tokenizer, passages, settings):.3f} nats", flush=True)
     tests = {(k, t): candidates_of(k, t, options.problems, options.candidates) for k in KINDS for t in options.lengths}
-    summary: dict[str, float | Interval] = {}
     for (kind, length), test in tests.items():
         for name, value in test.bounds().items():
             summary[f"trained.{kind}.accuracy.bound_{name}.T{length}"] = value
@@ -254,6 +232,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     len(test.solutions) for test in tests.values()
                 )
             progress.advance(bar)
+    return {
+        "problems_per_kind_and_length": options.problems,
+        "labelled_solutions": options.labelled,
+        "labels_of_steps": sum((s.first_error + 1) or len(s.steps) for s in labelled),
+        "labels_of_outcomes": len(labelled),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["simulated", "trained"], default=["simulated", "trained"])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 8], help="T of the trained judges")
+    parser.add_argument("--simulated-lengths", type=int, nargs="+", default=[2, 4, 8, 16, 32])
+    parser.add_argument("--candidates", type=int, default=16, help="N")
+    parser.add_argument("--problems", type=int, default=40, help="per kind and T")
+    parser.add_argument("--texts", type=int, default=9000, help="right solutions that the language is learned from")
+    parser.add_argument("--language-steps", type=int, default=800)
+    parser.add_argument("--labelled", type=int, default=8000, help="labelled solutions")
+    parser.add_argument("--steps", type=int, default=500, help="gradient steps of a judge, 32 solutions each")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="sizes that only show that it runs")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.texts = options.labelled = 60
+        options.language_steps = options.steps = 2
+        options.problems, options.candidates, options.seeds = 6, 4, min(options.seeds, 2)
+        options.lengths, options.simulated_lengths = options.lengths[:2], options.simulated_lengths[:2]
+    torch.set_num_threads(1)
+    found: dict[tuple[str, str, str, int], list[tuple[float, float]]] = {}
+    for seed in range(options.seeds) if "simulated" in options.parts else ():
+        for kind in KINDS:
+            for length in options.simulated_lengths:
+                rng = np.random.default_rng([3, seed, KINDS.index(kind), length])
+                for name, measured in simulate(kind, length, options.candidates, rng).items():
+                    found.setdefault(("simulated", kind, name, length), []).append(measured)
+
+    summary: dict[str, float | Interval] = {}
+    about: dict[str, object] = {"candidates": options.candidates}
+    if "trained" in options.parts:
+        about |= measure_trained(options, found, summary)
     summary = {
         **summarise(found, {"simulated": options.simulated_lengths, "trained": options.lengths}),
         **summary,
@@ -265,14 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     for key, value in summary.items():
         print(key, value)
-    about = {
-        "candidates": options.candidates,
-        "problems_per_kind_and_length": options.problems,
-        "labelled_solutions": options.labelled,
-        "labels_of_steps": sum((s.first_error + 1) or len(s.steps) for s in labelled),
-        "labels_of_outcomes": len(labelled),
-    }
-    print(write_result("text_outcome_or_process", summary, seeds=list(range(options.seeds)), rows=rows, **about))
+    name = "_".join(["text_outcome_or_process", *(options.parts if len(options.parts) < 2 else ())])
+    print(write_result(name, summary, seeds=list(range(options.seeds)), rows=rows, **about))
 
 
 if __name__ == "__main__":
