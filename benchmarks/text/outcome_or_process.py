@@ -4,6 +4,7 @@ Three kinds of solutions, of T steps, three in ten of them right:
 `local`: a wrong one has one wrong step, carried on correctly to a wrong answer; a right one has none.
 `spread`: after its first wrong step a wrong one has only wrong steps.
 `forgiven`: as `local`, but half of the right ones have a wrong step too: taken back ("wait ..."), or undone by luck.
+(Of the wrong ones, half go on to err and to correct themselves, so that a correction says nothing by itself.)
 `simulated`: judges of known quality, where the theory holds by construction. A step's log-odds are +2 or -2 and noise
 of 1.5, independent of the others'; the outcome's likewise, once, whatever T is.
 `trained`: chains of modular arithmetic; one tiny language model learns right solutions, and on top of it, once per seed
@@ -50,6 +51,7 @@ MISTAKES = (Mistake.SLIP, Mistake.COPY)
 CARRIED_ON = Habits(mistakes=MISTAKES)
 ALL_LOST = replace(CARRIED_ON, later_error_rate=1.0)
 TAKEN_BACK = replace(CARRIED_ON, correction_rate=0.5, luck_rate=0.5)
+IN_VAIN = replace(CARRIED_ON, correction_rate=0.5, later_error_rate=0.5)
 SIGNAL, NOISE, DRAWS = 2.0, 1.5, 1000
 
 type Aggregator = Callable[[ScoredJudgement], float]
@@ -84,10 +86,11 @@ def best_of_n(scores: Float[np.ndarray, "problems n"], right: Bool[np.ndarray, "
 
 def write(problem: Problem[Any], kind: str, rng: np.random.Generator, *, right: bool) -> LabelledSolution:
     """A solution of the kind; one whose answer comes out otherwise than it should is written anew."""
-    flawed = not right or (kind == "forgiven" and rng.random() < FORGIVEN)
-    if not flawed:
+    corrected = kind == "forgiven" and rng.random() < FORGIVEN
+    if right and not corrected:
         return WORLD.solve(problem, rng)
-    habits = TAKEN_BACK if right else ALL_LOST if kind == "spread" else CARRIED_ON
+    # The wrong ones correct themselves too, in vain: else "wait" would give the right ones away.
+    habits = (TAKEN_BACK if right else IN_VAIN) if corrected else ALL_LOST if kind == "spread" else CARRIED_ON
     for _ in range(50):
         # An error in the answer's own step would show the same at any length.
         found = WORLD.solve(problem, rng, habits, first_error=int(rng.integers(len(problem.reference) - 1)))

@@ -19,10 +19,14 @@ def test_solutions_are_of_their_kind(kind):
         wrong = benchmark.write(problem, kind, rng, right=False)
         assert not wrong.answer_right
         assert not all(wrong.local)
-        if kind != "spread":
+        if kind == "local":
             assert sum(wrong.local) == len(wrong.local) - 1, "one error"
     right = [benchmark.write(benchmark.WORLD.draw(rng, length=4), kind, rng, right=True) for _ in range(100)]
     assert all(s.answer_right for s in right)
+    if kind == "forgiven":
+        drawn = [benchmark.write(benchmark.WORLD.draw(rng, length=4), kind, rng, right=False) for _ in range(100)]
+        corrected = [np.mean([any(t.startswith("wait") for t in s.steps) for s in some]) for some in (right, drawn)]
+        assert min(corrected) > 0.1, "a correction would give the right ones away"
     flawed = np.mean([not all(s.local) for s in right])
     assert (0.35 < flawed < 0.65) if kind == "forgiven" else flawed == 0
 
