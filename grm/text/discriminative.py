@@ -285,6 +285,21 @@ class DiscriminativeJudge(ProcessReward[Thought, Prefix]):
         self, requests: Sequence[_Request], *, remember: bool = False
     ) -> tuple[Float[Tensor, " reads"], list[Memory]]:
         """Log-odds of right at every read of every request, in order, and the memories after the last."""
+        hidden, memories = self._hidden(requests, remember=remember)
+        return self._log_odds(hidden), memories
+
+    def _log_odds(self, hidden: Float[Tensor, "reads width"]) -> Float[Tensor, " reads"]:
+        """Of right, by the head."""
+        output = self.head(hidden).float()
+        cap = getattr(self.backbone.config, "final_logit_softcapping", None)
+        if cap and self.convention.reading == "tokens":
+            output = cap * torch.tanh(output / cap)
+        return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]
+
+    def _hidden(
+        self, requests: Sequence[_Request], *, remember: bool = False
+    ) -> tuple[Float[Tensor, "reads width"], list[Memory]]:
+        """What the backbone thinks at every read of every request, in order, and the memories after the last."""
         device = self.backbone.device
         longest = max(len(r.new) for r in requests)
         pasts = [r.past for r in requests]
@@ -305,15 +320,11 @@ class DiscriminativeJudge(ProcessReward[Thought, Prefix]):
         answer = self.backbone(input_ids=ids.to(device), use_cache=remember, **settings)
         rows = torch.tensor([row for row, r in enumerate(requests) for _ in r.reads])
         columns = torch.tensor([read for r in requests for read in r.reads])
-        output = self.head(answer.last_hidden_state[rows.to(device), columns.to(device)]).float()
-        cap = getattr(self.backbone.config, "final_logit_softcapping", None)
-        if cap and self.convention.reading == "tokens":
-            output = cap * torch.tanh(output / cap)
-        logits = output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]
+        hidden = answer.last_hidden_state[rows.to(device), columns.to(device)]
         if not remember:
-            return logits, [()] * len(requests)
+            return hidden, [()] * len(requests)
         layers = answer.past_key_values.layers
-        return logits, [
+        return hidden, [
             tuple(
                 (
                     layer.keys[row, :, past - pasts[row] : past + len(request.new)].clone(),
