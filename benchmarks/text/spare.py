@@ -9,8 +9,8 @@ Solutions of arithmetic modulo 7 (two operations in one step, neighbours the oth
     aligned    the grader's slips alone: what it would be if its alignment never failed
     agreement  the tree and spare, where they find the first error at one place
 
-No network is trained: rollouts are of a programmed solver (errs at 12 % of its steps, takes 15 % of errors back), and the
-grader is a program that aligns steps with the reference by what they come to, skipping reference steps that a step
+No network is trained: rollouts are of a programmed solver (errs at 12 % of its steps, takes 15 % of errors back), and
+the grader is a program that aligns steps with the reference by what they come to, skipping reference steps that a step
 merges. `spare_strict` calls wrong what it cannot align: there, another valid way is an error. `spare` also takes what
 follows from the step before by its own calculation, and then cannot tell whether it was the calculation to do. Either
 slips on 5 % of its grades. Bounds: `none`, which finds no error anywhere.
