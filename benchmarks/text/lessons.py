@@ -1,12 +1,13 @@
 """Labels by rollouts, by a judge and by both where they agree, and the judges trained on them (arXiv 2501.07301).
 
-A small language model learns to solve chains of arithmetic modulo 7 from solutions with errors, some of which are taken
-back at once ("wait ..."): so it errs, recovers and is lucky by itself. It solves fresh problems, and each solution is
-labelled by its own rollouts (8 from each prefix; right if any arrives), by a judge (a program that knows the truth,
-misses 30 % of wrong steps and takes 5 % of right ones for wrong), and by the consensus of the two. On every label set
-the same network, begun from the policy, is trained with the same number of gradient steps. Measured on other solutions
-of the same policy, whose truth is known: where the labels put the first error, ProcessBench's F1 of what was trained on
-them (at 1/2, and at a threshold chosen on other solutions still), and best-of-8 with its three biases.
+A small language model learns to solve chains of arithmetic modulo 7; its copy, the policy, is trained on with solutions
+that have errors, some of which are taken back at once ("wait ..."): so it errs, recovers and is lucky by itself. It
+solves fresh problems, and each solution is labelled by its own rollouts (8 from each prefix; right if any arrives), by
+a judge (a program that knows the truth, misses 30 % of wrong steps and takes 5 % of right ones for wrong), and by the
+consensus of the two. On every label set the same network, begun from the model that does not err, is trained with the
+same number of gradient steps. Measured on other solutions of the same policy, whose truth is known: where the labels
+put the first error, ProcessBench's F1 of what was trained on them (at 1/2, and at a threshold chosen on other solutions
+still), and best-of-8 with its three biases.
 
 Controls: gold labels (what the network could do), and random ones with as many errors (what it would do without). The
 consensus has fewer solutions: `gold_few` is gold on as many.
@@ -16,8 +17,8 @@ One policy serves all seeds; a seed draws problems, solutions, rollouts, the jud
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, override
 
 import numpy as np
@@ -70,15 +71,22 @@ def answer_in(text: str) -> str | None:
     return words[1] if len(words) == 2 and words[0] == "answer" else None
 
 
-def make_policy(*, solutions: int = 3000, steps: int = 900, seed: int = 0) -> HuggingFaceModel:
-    """A language model that solves as the habits have it."""
+def make_models(
+    *, solutions: int = 4000, steps: int = 1200, policy_steps: int = 200, seed: int = 0
+) -> tuple[HuggingFaceModel, HuggingFaceModel]:
+    """A language model that solves without errors, and the policy: the same one, trained on to solve as `HABITS`."""
     rng = np.random.default_rng([seed, 1])
-    written = [WORLD.solve(problem, rng, HABITS) for problem in draw_problems(rng, solutions)]
-    passages = [Passage(prompt=one.question + "\n", text="\n".join(one.steps)) for one in written]
-    tokenizer = make_tokenizer([f"{p.prompt}{p.text}" for p in passages])
-    model = make_model(tokenizer, context=CONTEXT, seed=seed)
-    fit_language_model(model, tokenizer, passages, FitSettings(steps=steps, batch=32, seed=seed))
-    return HuggingFaceModel(model, tokenizer, batch=BATCH)
+    problems = draw_problems(rng, solutions)
+    written = [WORLD.solve(problem, rng, HABITS) for problem in problems]
+    fallible = [Passage(prompt=one.question + "\n", text="\n".join(one.steps)) for one in written]
+    right = [Passage(prompt=one.question + "\n", text="\n".join(one.reference)) for one in problems]
+    tokenizer = make_tokenizer([p.prompt + p.text for p in (*right, *fallible)])
+    base = make_model(tokenizer, context=CONTEXT, seed=seed)
+    fit_language_model(base, tokenizer, right, FitSettings(steps=steps, batch=32, seed=seed))
+    policy = deepcopy(base)
+    settings = FitSettings(steps=policy_steps, batch=32, learning_rate=1e-3, seed=seed)
+    fit_language_model(policy, tokenizer, fallible, settings)
+    return HuggingFaceModel(base, tokenizer, batch=BATCH), HuggingFaceModel(policy, tokenizer, batch=BATCH)
 
 
 def sample(policy: HuggingFaceModel, problems: Sequence[Problem[Any]], seed: int, count: int = 1) -> list[list[Truth]]:
@@ -219,7 +227,7 @@ def any_answer(group: Sequence[Truth]) -> bool:
 
 
 def run(
-    policy: HuggingFaceModel, seed: int, solutions: int, exam_size: int, fit_steps: int
+    base: HuggingFaceModel, policy: HuggingFaceModel, seed: int, solutions: int, exam_size: int, fit_steps: int
 ) -> tuple[list[dict[str, object]], dict[str, float]]:
     """One seed: rows of trained judges, and what is known of the labels."""
     rng = np.random.default_rng([seed, 2])
@@ -276,7 +284,7 @@ def run(
     facts |= exam.bounds()
     rows: list[dict[str, object]] = []
     for name, labelled in sets.items():
-        trained = DiscriminativeJudge.on_top_of(policy.model, policy.tokenizer, CONVENTION, seed=seed)
+        trained = DiscriminativeJudge.on_top_of(base.model, base.tokenizer, CONVENTION, seed=seed)
         fit_judge(trained, drilled(labelled), FitSettings(steps=fit_steps, batch=16, learning_rate=1e-3, seed=seed))
         threshold = best_threshold(tuning.scores(trained), tuning.truth)
         marks = exam.marks(exam.scores(trained), threshold)
@@ -308,24 +316,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--solutions", type=int, default=400, help="to be labelled, per seed")
     parser.add_argument("--exam", type=int, default=600, help="solutions to measure on, per seed")
-    parser.add_argument("--policy-steps", type=int, default=900)
-    parser.add_argument("--policy", type=Path, help="folder: where it is if it was trained before, or will be written")
+    parser.add_argument("--base-steps", type=int, default=1200)
     parser.add_argument("--fit-steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     facts: list[dict[str, float]] = []
     with Progress() as progress:
-        bar = progress.add_task("policy", total=1 + options.seeds)
-        if options.policy is not None and options.policy.exists():
-            policy = HuggingFaceModel.from_pretrained(options.policy, batch=BATCH)
-        else:
-            policy = make_policy(steps=options.policy_steps)
-            if options.policy is not None:
-                policy.save_pretrained(options.policy)
+        bar = progress.add_task("language models", total=1 + options.seeds)
+        base, policy = make_models(steps=options.base_steps)
         for seed in range(options.seeds):
             progress.update(bar, advance=1, description=f"seed {seed}")
-            found, known = run(policy, seed, options.solutions, options.exam, options.fit_steps)
+            found, known = run(base, policy, seed, options.solutions, options.exam, options.fit_steps)
             rows += found
             facts.append(known)
             told = ", ".join(f"{row['labels']} {row['f1']:.2f}" for row in found)

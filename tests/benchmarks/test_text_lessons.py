@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.text import lessons
-from benchmarks.text.lessons import ROLLOUTS, WORLD, SlippingJudge, answer_in, labelled_from, make_policy
+from benchmarks.text.lessons import ROLLOUTS, WORLD, SlippingJudge, answer_in, labelled_from, make_models
 from envs.reasoning import make_solutions
 from grm.reward import Task, Thought
 from grm.text.huggingface import HuggingFaceModel
@@ -29,7 +29,7 @@ class Programmed(HuggingFaceModel):
 
 
 @pytest.fixture
-def policy(monkeypatch):
+def models(monkeypatch):
     problems = {}
     drawn = lessons.draw_problems
 
@@ -39,7 +39,8 @@ def policy(monkeypatch):
         return found
 
     monkeypatch.setattr(lessons, "draw_problems", draw_problems)
-    return Programmed(make_policy(solutions=300, steps=2), problems)
+    base, policy = make_models(solutions=300, steps=2, policy_steps=1)
+    return base, Programmed(policy, problems)
 
 
 def test_an_answer_is_read_from_the_last_line():
@@ -63,9 +64,9 @@ def test_labels_of_a_place():
     assert labelled_from(solution, -1).labels == (1.0, 1.0, 1.0)
 
 
-def test_a_small_run(policy, monkeypatch):
+def test_a_small_run(models, monkeypatch):
     found = []
-    monkeypatch.setattr(lessons, "make_policy", lambda steps: policy)
+    monkeypatch.setattr(lessons, "make_models", lambda steps: models)
     monkeypatch.setattr(lessons, "write_result", lambda *a, **k: json.dumps(found.append((a, k)) or [k["seeds"]]))
     monkeypatch.setattr(
         sys, "argv", ["lessons.py", "--solutions", "80", "--exam", "160", "--fit-steps", "2", "--seeds", "1"]
