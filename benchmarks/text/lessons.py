@@ -280,12 +280,14 @@ def run(
     facts["class_shift"] = facts["wrong_share_gold_few"] - facts["wrong_share_gold"]
 
     exam = Exam(policy, np.random.default_rng([seed, 3]), exam_size, 300 + seed)
-    tuning = Exam(policy, np.random.default_rng([seed, 4]), exam_size // 3, 400 + seed)
     facts |= exam.bounds()
+    if fit_steps == 0:
+        return [], facts
+    tuning = Exam(policy, np.random.default_rng([seed, 4]), exam_size // 3, 400 + seed)
     rows: list[dict[str, object]] = []
     for name, labelled in sets.items():
         trained = DiscriminativeJudge.on_top_of(base.model, base.tokenizer, CONVENTION, seed=seed)
-        fit_judge(trained, drilled(labelled), FitSettings(steps=fit_steps, batch=16, learning_rate=1e-3, seed=seed))
+        fit_judge(trained, drilled(labelled), FitSettings(steps=fit_steps, batch=32, seed=seed))
         threshold = best_threshold(tuning.scores(trained), tuning.truth)
         marks = exam.marks(exam.scores(trained), threshold)
         rows.append({"seed": seed, "labels": name, "solutions": len(labelled), "threshold": threshold, **marks})
@@ -299,6 +301,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, fl
         return expected_interval(values, np.random.default_rng(0))
 
     summary: dict[str, float | Interval] = {name: interval([one[name] for one in facts]) for name in facts[0]}
+    if not rows:
+        return summary
     of = {(row["labels"], row["seed"]): row for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     arms = list(dict.fromkeys(row["labels"] for row in rows))
@@ -317,7 +321,7 @@ def main() -> None:
     parser.add_argument("--solutions", type=int, default=400, help="to be labelled, per seed")
     parser.add_argument("--exam", type=int, default=600, help="solutions to measure on, per seed")
     parser.add_argument("--base-steps", type=int, default=1200)
-    parser.add_argument("--fit-steps", type=int, default=150)
+    parser.add_argument("--fit-steps", type=int, default=500, help="0: labels only, no judge is trained")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
@@ -330,8 +334,8 @@ def main() -> None:
             found, known = run(base, policy, seed, options.solutions, options.exam, options.fit_steps)
             rows += found
             facts.append(known)
-            told = ", ".join(f"{row['labels']} {row['f1']:.2f}" for row in found)
-            progress.console.print(f"seed {seed}: F1 {told}; of labels by rollouts {known['location_f1_rollouts']:.2f}")
+            told = "".join(f", {row['labels']} {row['f1']:.2f}" for row in found)
+            progress.console.print(f"seed {seed}: F1 of labels by rollouts {known['location_f1_rollouts']:.2f}{told}")
         progress.advance(bar)
     summary = summarise(rows, facts)
     for name, value in summary.items():
