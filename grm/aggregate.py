@@ -12,6 +12,8 @@ on judged and human-labelled ones *product* or *minimum* (Qwen "Lessons", arXiv 
 falls with length even for equally good steps, and that a minimum supposes errors to be fatal.
 """
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from jaxtyping import Float
 
@@ -54,6 +56,21 @@ def mean(judgement: ScoredJudgement) -> float:
     _check(judgement, "mean", ScoreKind.CORRECTNESS, ScoreKind.VERDICT, ScoreKind.ADVANTAGE)
     return float(_scores(judgement).mean())
 
+
+AGGREGATORS: Mapping[str, Callable[[ScoredJudgement], float]] = {
+    "last": last,
+    "minimum": minimum,
+    "product": product,
+    "mean": mean,
+}
+"""By name."""
+USUAL: Mapping[ScoreKind, str] = {
+    ScoreKind.CORRECTNESS: "product",
+    ScoreKind.VERDICT: "minimum",
+    ScoreKind.VALUE: "last",
+    ScoreKind.ADVANTAGE: "mean",
+}
+"""The aggregator that is taken for a kind of score where nobody names one."""
 
 _RIGHT_FOR = {
     ScoreKind.CORRECTNESS: "product, minimum or mean",

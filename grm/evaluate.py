@@ -1,4 +1,8 @@
-"""A judge's answers against the truth, episode by episode: the same path for training reports and benchmarks."""
+"""A judge's answers against the truth, episode by episode: the same path for training reports and benchmarks.
+
+And for a robot's frames and a chain of thought: `score_all` and `score_reasoning` differ in where the truth comes from;
+from there on both are potentials beside truths, and every metric is the same function.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .data.episodes import Episode
+from .data.stepwise import LabelledSolution
 from .errors import TraceError
 from .metrics import (
     CHANGE_WINDOW,
@@ -30,7 +35,7 @@ from .metrics import (
     value_order_correlation,
     voc_pair,
 )
-from .reward import Frame, Judge, PerspectiveJudgement, Task
+from .reward import Frame, Judge, PerspectiveJudgement, ScoredJudgement, ScoreKind, Task, Thought
 
 LEARNER = "learner"
 """Behaviour of episodes that a policy in training made."""
@@ -48,15 +53,31 @@ class HopModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Solved:
+    """What is known of a reasoned solution, as of an episode."""
+
+    task: str
+    """What it counts under: a data set."""
+    progress: Float[np.ndarray, " T"]
+    """The true potential after each of T steps; NaN where nobody knows."""
+    succeeded: bool
+    """Whether the solution is right."""
+    behaviour: str = "reasoning"
+
+    def __len__(self) -> int:
+        return len(self.progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scored:
     """One judged episode: T frames of potential beside the truth."""
 
-    episode: Episode
+    episode: Episode | Solved
     potential: Float[np.ndarray, " T"]
     spread: Float[np.ndarray, " T"]
     truth: Float[np.ndarray, " T"]
     success: Float[np.ndarray, " T"]
-    """P(done) of the success head; NaN throughout for a judge without one."""
+    """P(done) of the success head; NaN throughout for a judge without one. Of reasoning it is the potential itself."""
     voc_minus: float
     """VOC-; NaN where it is unknown, and for what is no successful demonstration."""
     wrong_goal: float = float("nan")
@@ -183,6 +204,37 @@ def score_all(
     return scored
 
 
+def score_reasoning(
+    judge: Judge[Thought],
+    solutions: Sequence[LabelledSolution],
+    *,
+    task: str,
+    after_each: Callable[[], None] = lambda: None,
+) -> list[Scored]:
+    """Judge labelled solutions, to be measured as a robot's episodes are.
+
+    What is true depends on what the judge's numbers mean: the labels themselves for values; for all others whether no
+    error was made so far, 1 before the first error and 0 from it on. A solution is none of demonstrations, whose order
+    in time says nothing here: a right one stands still at 1. Raises `TraceError` where nothing says if one is right.
+    """
+    scored = []
+    for one in solutions:
+        judgement = judge.judge(Task(instruction=one.prompt), [Thought(text=step) for step in one.steps])
+        value = isinstance(judgement, ScoredJudgement) and judgement.kind is ScoreKind.VALUE
+        scored.append(
+            Scored(
+                episode=_solved(one, task, value=value),
+                potential=judgement.potential,
+                spread=judgement.spread,
+                truth=_true_potential(one, value=value),
+                success=judgement.potential,
+                voc_minus=float("nan"),
+            )
+        )
+        after_each()
+    return scored
+
+
 METRICS = (
     "voc_plus",
     "voc_minus",
@@ -268,6 +320,28 @@ def pool(items: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     columns = [(item.potential, item.truth, item.spread) for item in items] or [(np.zeros(0),) * 3]
     potential, truth, spread = (np.concatenate(column) for column in zip(*columns, strict=True))
     return potential, truth, spread
+
+
+def _true_potential(solution: LabelledSolution, *, value: bool) -> Float[np.ndarray, " T"]:
+    labels = np.array([np.nan if label is None else label for label in solution.labels], np.float64)
+    if value or solution.first_error is None:
+        return labels if value else np.full(len(labels), np.nan)
+    end = len(labels) if solution.first_error < 0 else solution.first_error
+    return (np.arange(len(labels)) < end).astype(np.float64)
+
+
+def _solved(solution: LabelledSolution, task: str, *, value: bool) -> Solved:
+    right = solution.final_answer_correct if value else None
+    if right is None and solution.first_error is not None:
+        right = solution.first_error < 0
+    if right is None:
+        right = solution.final_answer_correct
+    if right is None:
+        raise TraceError(
+            f"nothing says whether the solution of {solution.prompt[:40]!r} is right; expected a first error, labels "
+            f"up to one, or final_answer_correct"
+        )
+    return Solved(task=task, progress=_true_potential(solution, value=value), succeeded=right)
 
 
 def _voc_minus(model: Judge[Frame], task: Task, frames: Sequence[Frame]) -> float:

@@ -30,7 +30,8 @@ def run(name: str, *arguments: object) -> list[str]:
 
 
 def test_none_is_left_out():
-    assert [path.name for path in EXAMPLES] == ["judge_episode.py", "live_reward.py", "shape_an_env.py"]
+    names = ["annotate.py", "best_of_n.py", "judge_episode.py", "live_reward.py", "shape_an_env.py"]
+    assert [path.name for path in EXAMPLES] == names
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -61,3 +62,19 @@ def test_live_reward():
     assert max(phi[:4]) < 0.1
     assert min(phi[-3:]) > 0.9
     assert refused.startswith("refused: the newest potential is 0.")
+
+
+def test_best_of_n():
+    lines = run("best_of_n.py")
+    assert lines[:2] == ["answer 6:  1.0 1.0 0.0 1.0"] * 2
+    assert lines[5] == "answer 5:  abstained abstained"
+    assert lines[6] == "best of 6: candidate 2, answer 5; 1 abstained"
+    assert lines[7] == "majority vote: 6, weighted vote: 5", "the judge outvotes the many"
+    assert lines[8].startswith("refused: no score for any of 1 candidates")
+
+
+def test_annotate():
+    lines = run("annotate.py")
+    assert [line.split()[-1] for line in lines[:4]] == ["-1", "1", "2", "2"]
+    assert lines[4:6] == ["both agree on 3 of 4", "written for training: 3"]
+    assert lines[6] == "labelled again: 0 rollouts more than the 256 of before"

@@ -22,9 +22,23 @@ from .evaluate import Evaluate
 from .inspect import Inspect
 from .serve import Serve
 from .terminal import complaints, console
+from .text import Text
 from .train import Train
 
-__all__ = ["Adapt", "Audit", "Collect", "Command", "Demo", "Doctor", "Evaluate", "Inspect", "Serve", "Train", "main"]
+__all__ = [
+    "Adapt",
+    "Audit",
+    "Collect",
+    "Command",
+    "Demo",
+    "Doctor",
+    "Evaluate",
+    "Inspect",
+    "Serve",
+    "Text",
+    "Train",
+    "main",
+]
 
 Command = (
     Annotated[Collect, tyro.conf.subcommand("collect")]
@@ -33,6 +47,7 @@ Command = (
     | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

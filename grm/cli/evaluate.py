@@ -13,8 +13,9 @@ from rich.table import Table
 
 from ..data.episodes import Episode
 from ..data.replay import read_replay
+from ..data.stepwise import read_solutions
 from ..errors import OutputError, TraceError
-from ..evaluate import METRICS, Scored, by_task, pooled, score_all, summarize
+from ..evaluate import METRICS, Scored, by_task, pooled, score_all, score_reasoning, summarize
 from ..metrics import Interval, expected_interval
 from ..models.checkpoint import locate
 from ..models.multiview import GRM, packaged_checkpoint
@@ -22,6 +23,7 @@ from .datasets import datasets
 from .judges import load_judge
 from .output import check_output, command_line, commit
 from .terminal import console, progress_bar
+from .text.models import Judging, load_text_judge
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,16 @@ class Evaluate:
     """
 
     data: tuple[Path, ...]
-    """LeRobotDataset folders with a `progress` column, or folders of such folders."""
+    """LeRobotDataset folders with a `progress` column, or folders of such folders; and files of labelled reasoning
+    steps (TRL, PRM800K, Math-Shepherd, ProcessBench, RLHFlow), each a task of its own in the same table."""
     out: Path
     """Folder of the results."""
     model: str = ""
     """Checkpoint to evaluate: a folder, a Hub id, or nothing for the packaged one."""
     judge: str = ""
     """Another model instead, which cannot be adapted: `lerobot:FOLDER` of a reward model, or `module:function`."""
+    text_judge: str = ""
+    """What judges reasoning steps: a checkpoint's folder or Hub id, or `arithmetic` (more: `grm text score`)."""
     adapt: int = 0
     """Gradient steps of adaptation on each task's demonstration; 0 judges every task with the model as it is."""
     stride: int = 1
@@ -56,19 +61,26 @@ class Evaluate:
             )
         if self.adapt and self.judge:
             raise TraceError(f"--adapt {self.adapt} with --judge {self.judge}; expected a GRM to adapt (--model)")
-        model = load_judge(self.judge, self.model)
+        files = [path for path in self.data if path.is_file() and path.suffix in (".jsonl", ".json")]
+        folders = [path for path in self.data if path not in files]
+        if files and not self.text_judge:
+            raise TraceError(f"{files[0]} holds reasoning steps; expected --text-judge: a checkpoint, or arithmetic")
+        model = load_judge(self.judge, self.model) if folders or not files else None
+        solutions = {path.stem: list(read_solutions(path)) for path in files}
+        text_judge = load_text_judge(Judging(judge=self.text_judge)) if files else None
         check_output(self.out)
         replay = list(read_replay(locate(self.model, packaged_checkpoint()))) if self.adapt else []
-        suite = find_suite(datasets(self.data))
+        suite = find_suite(datasets(folders))
         goals = {task: part.demonstration.frames[-1] for task, part in suite.items()}
         instructions = {task: part.demonstration.instruction for task, part in suite.items()}
         rng = np.random.default_rng(self.seed)
         scored: list[Scored] = []
         minutes: list[float] = []
         with progress_bar() as progress:
-            count = sum(len(part) for part in suite.values())
+            count = sum(len(part) for part in [*suite.values(), *solutions.values()])
             bar = progress.add_task("evaluating", total=count + self.adapt * len(suite))
             for task, part in suite.items():
+                assert model is not None, "loaded wherever there are folders"
                 progress.update(bar, description=task)
                 judge = model
                 if self.adapt and isinstance(model, GRM):
@@ -82,19 +94,28 @@ class Evaluate:
                     # Pictures are not needed again, and those of a thousand episodes do not fit in memory.
                     scored.append(replace(result, episode=replace(episode, views={})))
                     progress.advance(bar)
+            for task, texts in solutions.items():
+                assert text_judge is not None, "loaded wherever there are files"
+                progress.update(bar, description=task)
+                scored += score_reasoning(text_judge, texts, task=task, after_each=lambda: progress.advance(bar))
         tasks = by_task(scored)
-        summary = summarize(tasks, scored, seed=self.seed)
+        # A mean over tasks is of one kind: of the robots' where there are any, and all tasks stand side by side below.
+        measured = [item for item in scored if isinstance(item.episode, Episode)] or scored
+        summary = summarize(by_task(measured), measured, seed=self.seed)
         if minutes:
             summary["adapt_minutes"] = expected_interval(minutes, np.random.default_rng(self.seed))
         about = {
             "command": command_line(self),
             "commit": commit(),
             "seed": self.seed,
-            "model": self.judge or self.model or "packaged",
+            "model": self.judge or self.model or ("packaged" if folders else ""),
+            "text_judge": self.text_judge,
             "demonstrations": {task: str(part.source) for task, part in suite.items()},
         }
-        self._write(about, summary, tasks, scored)
-        console.print(summary_table(summary, scored))
+        self._write(about, summary, tasks, scored, measured)
+        console.print(summary_table(summary, measured))
+        if files:
+            console.print(task_table(tasks))
         console.print(
             f"wrote evaluation.json, table.csv and plots to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True
         )
@@ -114,19 +135,20 @@ class Evaluate:
         summary: dict[str, Interval],
         tasks: dict[str, dict[str, float]],
         scored: Sequence[Scored],
+        measured: Sequence[Scored],
     ) -> None:
         from ..report.evaluation import write_plots
 
-        everything = pooled(scored)
+        everything = pooled(measured)
         counts = {task: _counts([item for item in scored if item.episode.task == task]) for task in tasks}
         content = {
             **about,
             "summary": {name: _rounded(interval._asdict()) for name, interval in summary.items()},
-            "pooled": _counts(scored) | _rounded(everything),
+            "pooled": _counts(measured) | _rounded(everything),
             "tasks": {task: counts[task] | _rounded(metrics) for task, metrics in tasks.items()},
         }
         rows = [{"task": task, **counts[task], **_rounded(metrics)} for task, metrics in tasks.items()]
-        rows.append({"task": "pooled", **_counts(scored), **_rounded(everything)})
+        rows.append({"task": "pooled", **_counts(measured), **_rounded(everything)})
         fields = ["task", *_counts(scored), *(name for name in METRICS if any(name in row for row in rows))]
         try:
             (self.out / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -226,6 +248,15 @@ def summary_table(summary: dict[str, Interval], scored: Sequence[Scored]) -> Tab
         pooled_ones = " (pooled)" if name.startswith("tpr_") else ""
         table.add_row(name + pooled_ones, f"{interval.value:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
     table.caption = f"{counts['failed_episodes']} episodes fail, {counts['visited_episodes']} are a learner's"
+    return table
+
+
+def task_table(tasks: dict[str, dict[str, float]]) -> Table:
+    """Every metric of every task, robots' and reasoning side by side; a dash where it is not defined."""
+    table = Table("metric", *tasks, title="by task")
+    for name in METRICS:
+        if any(name in metrics for metrics in tasks.values()):
+            table.add_row(name, *(f"{m[name]:.3f}" if name in m else "–" for m in tasks.values()))
     return table
 
 

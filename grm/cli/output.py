@@ -1,6 +1,7 @@
 """The folder a verb writes: whether it may, and which command and commit made it."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,7 +37,8 @@ def check_output(folder: Path, *, resume: bool = False) -> None:
 
 def command_line(command: "DataclassInstance") -> str:
     """The command that does this again: its task and all that is not the default, whoever called it."""
-    words = ["grm", type(command).__name__.lower()]
+    words = ["grm", *re.findall("[A-Z][a-z]+", type(command).__name__)]  # TextScore is `grm text score`
+    words = [word.lower() for word in words]
     for field in fields(command):
         value = getattr(command, field.name)
         if field.name != "task" and value == field.default:

@@ -412,7 +412,92 @@ def to_rlhflow(solution: LabelledSolution, *, threshold: float | None = None) ->
     return {"conversations": turns}
 
 
+# Without labels, and whichever it is
+
+type Format = Literal["trl", "prm800k", "math-shepherd", "process-bench", "rlhflow", "unlabelled"]
+"""The formats by name; `unlabelled` is what `from_unlabelled` reads."""
+
+
+def from_unlabelled(item: Any) -> LabelledSolution:
+    """A problem (`problem`, `prompt` or `question`) and its steps, as a list (`steps` or `completions`) or one text.
+
+    The text is under `solution` or `output`: its steps are its paragraphs, or its lines if it has no blank one. Knows
+    `answer`, `final_answer_correct`, `id`, `source` and `generator` where they are there.
+    """
+    problem = next((name for name in ("problem", "prompt", "question") if name in item), "problem")
+    if "solution" in item or "output" in item:
+        text = _text(item, "solution" if "solution" in item else "output")
+        pieces = re.split(r"\n\s*\n", text) if re.search(r"\n\s*\n", text.strip()) else text.split("\n")
+        steps = tuple(piece.strip() for piece in pieces if piece.strip())
+    else:
+        steps = _texts(item, "completions" if "completions" in item else "steps")
+    correct = item.get("final_answer_correct")
+    return LabelledSolution(
+        prompt=_text(item, problem),
+        steps=steps,
+        labels=(None,) * len(steps),
+        answer=_maybe_text(item, "answer"),
+        final_answer_correct=None if correct is None else _bool(correct, "final_answer_correct"),
+        source=_maybe_text(item, "source") or _maybe_text(item, "id") or "",
+        generator=_maybe_text(item, "generator") or "",
+    )
+
+
+def find_format(item: Any) -> Format:
+    """The format of a record, by the names in it. Raises `TraceError` if it is none of them."""
+    names = set(item) if isinstance(item, dict) else set()
+    if "conversations" in names:
+        return "rlhflow"
+    if isinstance(item, dict) and isinstance(item.get("label"), dict) and isinstance(item.get("question"), dict):
+        return "prm800k"
+    if {"input", "label"} <= names:
+        return "math-shepherd"
+    if {"problem", "steps", "label"} <= names:
+        return "process-bench"
+    if {"prompt", "completions", "labels"} <= names:
+        return "trl"
+    if names & {"problem", "prompt", "question"} and names & {"steps", "completions", "solution", "output"}:
+        return "unlabelled"
+    found = f"names {', '.join(sorted(map(str, names))[:8]) or 'none'}" if isinstance(item, dict) else f"{item!r:.40}"
+    raise TraceError(
+        f"a record with {found}; expected prompt, completions, labels (TRL), question and label (PRM800K), input and "
+        f"label (Math-Shepherd), problem, steps, label (ProcessBench), conversations (RLHFlow), or problem and steps "
+        f"without labels"
+    )
+
+
 # Files
+
+
+def read_solutions(
+    path: str | Path,
+    *,
+    format: Format | None = None,
+    neutral: Neutral = "right",
+    broken: list[TraceError] | None = None,
+) -> Iterator[LabelledSolution]:
+    """Solutions of a file in any of the formats; without `format`, each record says by its names which it is.
+
+    The rest as `read_trl`. Raises `TraceError` also on a file that cannot be opened, and on one without a record.
+    """
+    parse: dict[Format, Callable[[Any], list[LabelledSolution]]] = {
+        "trl": lambda item: [from_trl(item)],
+        "prm800k": lambda item: from_prm800k(item, neutral=neutral),
+        "math-shepherd": lambda item: [from_math_shepherd(item)],
+        "process-bench": lambda item: [from_process_bench(item)],
+        "rlhflow": lambda item: [from_rlhflow(item)],
+        "unlabelled": lambda item: [from_unlabelled(item)],
+    }
+    before = 0 if broken is None else len(broken)
+    count = 0
+    try:
+        for solution in _read(path, lambda item: parse[format or find_format(item)](item), broken):
+            count += 1
+            yield solution
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read ({error.strerror}); expected a file of JSON lines") from error
+    if count == 0 and (broken is None or len(broken) == before):
+        raise TraceError(f"{path} holds no solution; expected a JSON object per line")
 
 
 def read_trl(path: str | Path, *, broken: list[TraceError] | None = None) -> Iterator[LabelledSolution]:

@@ -191,7 +191,11 @@ def write_page(page: RunPage, path: Path) -> None:
 
     Raises `OutputError` if the file cannot be written.
     """
-    content = _render(page)
+    write_html(_render(page), path)
+
+
+def write_html(content: str, path: Path) -> None:
+    """Write a page's text; raises as `write_page`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
@@ -210,8 +214,16 @@ def moving_average(success: Float[np.ndarray, " N"], window: int = WINDOW) -> Fl
     return (total[end] - total[start]) / (end - start)
 
 
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    """A template of this package with its slots filled.
+
+    One pass over the template, so that braces in the run's own text can never be taken for a slot.
+    """
+    text = resources.files(__package__).joinpath(template).read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], text)
+
+
 def _render(page: RunPage) -> str:
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(page.title),
         "subtitle": html.escape(page.subtitle),
@@ -235,8 +247,7 @@ def _render(page: RunPage) -> str:
         "settings": page.settings,
     }.items():
         parts[f"hide_{name}"] = "" if shown else "hidden"
-    # One pass over the template, so that braces in the run's own text can never be taken for a slot.
-    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], template)
+    return fill("page.html", parts)
 
 
 def _json(value: object) -> str:

@@ -338,7 +338,7 @@ def annotate(
     label: Callable[[LabelledSolution], LabelledSolution],
     *,
     method: str,
-    journal: str | Path | None = None,
+    journal: str | Path | Journal | None = None,
     usage: Usage | None = None,
 ) -> Iterator[Annotated]:
     """Label solutions one after the other, each written to the journal before it is given out.
@@ -348,7 +348,7 @@ def annotate(
     may hold several, and changed settings ask again. `usage` is that of the model, to count what each label cost.
     Raises what `label` raises, and `TraceError` on a journal that cannot be read.
     """
-    written = Journal(journal)
+    written = journal if isinstance(journal, Journal) else Journal(journal)
     for solution in solutions:
         key = fingerprint(
             {

