@@ -21,8 +21,8 @@ from grm.text.discriminative import (
     DisORM,
     fit_judge,
     judge_fit,
-    outcome_labels,
     labels_until_error,
+    outcome_labels,
 )
 from grm.text.scoring import judge_all, score
 from grm.text.tiny import FitSettings, Passage, fit_language_model, make_model, make_tokenizer
