@@ -220,6 +220,10 @@ class ValueScale[O](Potential[O]):
         """See `Potential`."""
         return self._scaled(self.potential.advance(indices, observations))
 
+    def features(self, index: int) -> np.ndarray | None:
+        """Those of the other potential."""
+        return self.potential.features(index)
+
     def _scaled(self, judgement: Judgement) -> Judgement:
         value = self.gamma ** ((1 - judgement.potential) * self.horizon)
         slope = -np.log(self.gamma) * self.horizon * value
