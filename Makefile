@@ -42,6 +42,7 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.text.lessons
 	$(RUN) python -m benchmarks.text.thinking
 	$(RUN) python -m benchmarks.text.with_robot
+	$(RUN) python -m benchmarks.semantic_trap
 	$(RUN) python -m benchmarks.demo
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else
