@@ -39,6 +39,7 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.text.outcome_or_process --parts trained
 	$(RUN) python -m benchmarks.text.bidirectional --worlds two_sided
 	$(RUN) python -m benchmarks.text.bidirectional --worlds one_sided
+	$(RUN) python -m benchmarks.text.lessons --fit-steps 0 --solutions 400 --exam 400
 	$(RUN) python -m benchmarks.text.lessons
 	$(RUN) python -m benchmarks.text.thinking
 	$(RUN) python -m benchmarks.text.with_robot
