@@ -31,7 +31,9 @@ from grm.report import Clip, Curve
 from shaping import ModelPotential, shaping_reward
 from shaping.sb3 import VecPotentialShaping
 
-from .offpolicy import Demonstration, DemonstrationSAC, Rollout
+from .collecting import Rollout
+from .demonstration import Demonstration
+from .offpolicy import DemonstrationSAC
 from .rollout import Evaluation, evaluate
 
 Arm = Literal["sparse", "shaped"]

@@ -25,7 +25,7 @@ from grm.models.checkpoint import locate
 from grm.models.multiview import GRM, packaged_checkpoint
 from grm.train import adapt
 
-from .offpolicy import Rollout
+from .collecting import Rollout
 from .one_shot import OneShotSettings, horizon_of, make_env, record_demonstration, run_arm, write_config
 
 DECISIONS_PER_FRAME = 2

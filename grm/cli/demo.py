@@ -18,7 +18,7 @@ from .output import check_output, command_line, commit
 from .terminal import console, progress_bar
 
 if TYPE_CHECKING:
-    from policies.offpolicy import Rollout
+    from policies.collecting import Rollout
     from policies.one_shot import OneShotSettings
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from grm.errors import CheckpointError, TraceError
 from policies import ClonedPolicy, Demonstration, DemonstrationSAC, clone, instance_seeds
 from policies.bc import standardization
-from policies.offpolicy import CriticEnsemble, DemonstrationFeatures, EnsembleLinear, _Batch
+from policies.critics import CriticEnsemble, DemonstrationFeatures, EnsembleLinear
+from policies.offpolicy import _Batch
 
 from .reaching import demonstration, reaching
 

@@ -11,7 +11,7 @@ from grm.data.lerobot import read_episodes
 from grm.errors import CheckpointError, GrmError, OutputError
 from grm.models.multiview import GRM
 from policies import one_shot
-from policies.offpolicy import Rollout
+from policies.collecting import Rollout
 from policies.one_shot import (
     ARMS,
     ActionLog,

@@ -7,7 +7,7 @@ import pytest
 from envs.metaworld import MetaWorldEnv
 from grm.data.lerobot import read_episodes
 from grm.report import Clip
-from policies.offpolicy import Rollout
+from policies.collecting import Rollout
 from policies.one_shot import horizon_of
 from policies.page import _notes, _verdict, success_rates, write_run_page
 
