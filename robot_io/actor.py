@@ -28,7 +28,7 @@ from .cameras import to_jpeg, to_png
 from .errors import RobotError, StoppedError
 from .link import Address, Caller, Link, Message
 from .loop import ControlLoop
-from .operator import Event, Operator, Phase
+from .operator import Event, Operator, OperatorState, Phase
 from .recorder import Recorder
 from .replay import Attempt, read_attempt, read_lines
 from .robot import PIXELS, Control, RobotEnv
@@ -43,6 +43,20 @@ _STATUS_S = 0.1
 _AGAIN_S = 1.0
 _PATIENCE = 5
 """Times in a row that an unattended robot is armed again after a fault."""
+
+_GOING = (Phase.RUNNING, Phase.PAUSED)
+SAYABLE: Mapping[str, tuple[str, Callable[[OperatorState], bool]]] = {
+    "enter": ("the scene is reset, go", lambda state: state.phase is Phase.WAITING),
+    "s": ("success", lambda state: state.phase in _GOING),
+    "f": ("failure", lambda state: state.phase in _GOING),
+    "d": ("discard this episode", lambda state: state.phase in _GOING),
+    "r": ("cut it short, reset", lambda state: state.phase in _GOING),
+    "p": ("pause, go on", lambda state: state.phase in _GOING),
+    "space": ("take over, give back", lambda state: state.phase is Phase.RUNNING),
+    "q": ("finish this episode and end", lambda state: not state.ending),
+    "escape": ("stop now", lambda state: state.phase is not Phase.STOPPED),
+}
+"""By a browser's names of keys: what the person can say, in words, and when it means something."""
 
 Purpose = Literal["rollout", "evaluation", "demonstration"]
 Source = Literal["person", "environment", "head"]
@@ -183,7 +197,7 @@ class Actor:
         self._link: Link | None = None
         self._policy: ActingPolicy | None = None
         self._policy_bytes = b""
-        self._version = 0
+        self._version, self._policy_came = 0, 0.0
         self._lines = read_lines(side.recording)
         self._learned: set[int] = set()
         self._underway: set[int] = set()
@@ -241,7 +255,7 @@ class Actor:
         """After a fault: wait until it is mended, then arm again. False if the person ended it."""
         if self.operator.poll().phase is Phase.STOPPED:
             return False
-        self._faults.append({"time_s": round(time.monotonic() - self._began, 3), "what": str(error)})
+        self._faults.append({"time_s": round(time.monotonic() - self._began, 3), "text": str(error)})
         _log.warning("the rollout was cut short: %s", error)
         if self._scene is not None and misses > _PATIENCE:
             raise error
@@ -280,7 +294,7 @@ class Actor:
         [(_, error), *_] = self._loop.subscribers.dead
         if not isinstance(error, OutputError):
             raise error
-        self._faults.append({"time_s": round(time.monotonic() - self._began, 3), "what": str(error)})
+        self._faults.append({"time_s": round(time.monotonic() - self._began, 3), "text": str(error)})
         self._loop = self._new_loop()
         self.operator.wait()
         while self.operator.state.phase is not Phase.STOPPED and not self.operator.state.ending:
@@ -315,18 +329,18 @@ class Actor:
         self._send_again()
         while self._policy is None and not self.side.demonstrate:
             self._wait("the learner's first policy", False, 0.05)
-            self._require_going("while it waited for the learner")
+            self._require_GOING("while it waited for the learner")
         if self._scene is None:
             self.operator.wait()  # a ready said too early does not count: somebody may be near the robot by now
             self._wait("you, to reset the scene and say ready", True, 0.0)
-            self._require_going("during a reset")
+            self._require_GOING("during a reset")
         else:
             self._scene(seed)
         self._waits_for = ""
         if self._policy is not None:
             self._policy.begin()
 
-    def _require_going(self, when: str) -> None:
+    def _require_GOING(self, when: str) -> None:
         state = self.operator.state
         if state.phase is Phase.STOPPED or state.ending:
             self.operator.say(Event.STOP)
@@ -453,6 +467,7 @@ class Actor:
                 self._take_model(message)
             case "policy":
                 self._version, self._policy_bytes = found["version"], message.arrays["policy"].tobytes()
+                self._policy_came = message.received
                 if self._policy is not None:
                     self._policy.load(self._policy_bytes)
             case "learned":
@@ -491,11 +506,10 @@ class Actor:
         if not force and now - self._told < _STATUS_S:
             return
         self._told = now
-        state, status = self.operator.state, self._status()
+        status = self._status()
         pictures = {
             key.removeprefix(PIXELS): value for key, value in self._observation.items() if key.startswith(PIXELS)
         }
-        status |= {"phase": str(state.phase), "intervening": state.intervening, "ending": state.ending}
 
         def make() -> Message:
             jpegs = {name: np.frombuffer(to_jpeg(picture), np.uint8) for name, picture in pictures.items()}
@@ -504,66 +518,62 @@ class Actor:
         self._control.send(make)
 
     def _status(self) -> dict[str, Any]:
-        timing, indices = self.env.timing, sorted(self._judged)
-        columns = [[self._judged[i][c] for i in indices] for c in range(3)]
-        evaluated = [line["success"] for line in self._lines if line["behaviour"] == "evaluation"]
-        size = self.side.evaluations
+        """What the page draws; see `robot_io/session.html`."""
+        timing, state, now = self.env.timing, self.operator.state, time.monotonic()
+        phase = {Phase.WAITING: "resetting", Phase.OVER: "resetting"}.get(state.phase, str(state.phase))
+        judged = [self._judged.get(index, (None, None, None)) for index in range(len(self._seen))]
+        lines = [line for line in self._lines if line["behaviour"] != "demonstration"]
         return {
+            "phase": "evaluating" if phase == "running" and self._purpose == "evaluation" else phase,
             "waits_for": self._waits_for,
-            "instruction": self.side.instruction,
-            "robot": self._robot.name,
-            "episode": self._number,
-            "purpose": self._purpose,
-            "index": len(self._seen) - 1,
-            "time_s": round(self._seen[-1] - self._seen[0], 3) if self._seen else 0.0,
+            "session": {"task": self.side.instruction, "robot": self._robot.name, "out": self.side.out.name},
+            "episode": {
+                "index": self._number,
+                "tick": max(len(self._seen) - 1, 0),
+                "evaluation": self._purpose == "evaluation",
+                "intervention": state.intervening,
+                "time_s": [round(seen - self._seen[0], 3) for seen in self._seen],
+                **{name: [values[i] for values in judged] for i, name in enumerate(("phi", "spread", "done"))},
+            },
             "views": list(self.env.views),
-            "phi": dict(zip(("index", "potential", "spread", "success"), (indices, *columns), strict=True)),
-            "judged": indices[-1] if indices else None,
-            "latency_ms": round(1000 * self._latencies[-1], 1) if self._latencies else None,
-            "rollouts": sum(line["behaviour"] == "rollout" for line in self._lines),
-            "wanted": self.side.rollouts,
-            "history": [
-                {
-                    "purpose": line["behaviour"],
-                    "success": line["success"],
-                    "verdict": line["verdict"],
-                    "ticks": line["length"] - 1,
-                    "interventions": line["interventions"],
-                }
-                for line in self._lines[-200:]
-            ],
-            "evaluations": [
-                {
-                    "after": (k + 1) * self.side.evaluate_every,
-                    "success": float(np.mean(evaluated[k * size : (k + 1) * size])),
-                    "episodes": len(evaluated[k * size : (k + 1) * size]),
-                }
-                for k in range(-(-len(evaluated) // size))
-            ],
+            "rollouts": {
+                "planned": self.side.rollouts or 0,
+                "done": sum(line["behaviour"] == "rollout" for line in lines),
+                "success": [line["success"] for line in lines],
+                "interventions": [line["interventions"] > 0 for line in lines],
+                "evaluation": [line["behaviour"] == "evaluation" for line in lines],
+            },
+            "keys": [{"key": key, "does": does, "enabled": allowed(state)} for key, (does, allowed) in SAYABLE.items()],
             "timing": {
                 "rate_hz": self.side.rate_hz,
+                "measured_hz": 1000 / timing.period_ms if timing.ticks else None,
                 "ticks": timing.ticks,
-                "period_ms": timing.period_ms,
                 "jitter_ms_p99": timing.jitter_ms_p99,
                 "overruns": timing.overruns,
-                "overrun_rate": timing.overrun_rate,
+                **{f"frame_to_phi_ms_p{p}": _percentile_ms(self._latencies, p) for p in (50, 99)},
             },
             "safety": {
                 "sent": self.safe.sent,
                 "clamped": self.safe.clamped,
                 "refused": self.safe.refused,
                 "stopped": self.safe.stopped,
+                "pictures_rejected": self.env.rejected,
             },
-            "rejected": self.env.rejected,
-            "faults": self._faults[-20:],
+            "policy": {
+                "version": self._version,
+                "age_s": now - self._policy_came if self._version else None,
+                "updates": self._learner.get("updates", 0),
+            },
             "learner": {
                 "connected": self._link is not None and self._link.ended is None,
-                "policy": self._version,
-                "unacknowledged": len(self._lines) - len(self._learned & set(range(len(self._lines)))),
-                **self._learner,
+                "backlog": len(set(range(len(self._lines))) - self._learned),
             },
-            "elapsed_s": round(time.monotonic() - self._began, 1),
+            "faults": self._faults[-20:],
         }
+
+
+def _percentile_ms(seconds: list[float], percent: float) -> float | None:
+    return 1000 * float(np.percentile(seconds, percent)) if seconds else None
 
 
 def _pictures(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def make_page(session: Session, token: str) -> Starlette:
     """
 
     async def page(_: Request) -> Response:
-        html = _HTML.read_text(encoding="utf-8").replace("__TOKEN__", token)
+        html = _HTML.read_text(encoding="utf-8").replace("{{token}}", token)
         return HTMLResponse(html, headers={"Cache-Control": "no-store", "X-Frame-Options": "DENY"})
 
     async def state(_: Request) -> Response:
@@ -38,18 +38,18 @@ def make_page(session: Session, token: str) -> Starlette:
     async def view(request: Request) -> Response:
         picture = session.pictures.get(request.path_params["name"])
         if picture is None:
-            return JSONResponse({"detail": "there is no picture of such a view yet"}, 404)
+            return JSONResponse({"error": "there is no picture of such a view yet"}, 404)
         return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     async def key(request: Request) -> Response:
-        if not secrets.compare_digest(request.headers.get("x-token", "").encode(), token.encode()):
-            return JSONResponse({"detail": "no token, or a wrong one; load the page again"}, 403)
+        if not secrets.compare_digest(request.headers.get("x-session-token", "").encode(), token.encode()):
+            return JSONResponse({"error": "no token, or a wrong one; load the page again"}, 403)
         try:
             found = (await request.json())["key"]
         except (ValueError, KeyError, TypeError):
             found = None
         if found not in KEYS_HEARD:
-            return JSONResponse({"detail": f'expected {{"key": ...}} with one of {", ".join(KEYS_HEARD)}'}, 422)
+            return JSONResponse({"error": f'expected {{"key": ...}} with one of {", ".join(KEYS_HEARD)}'}, 422)
         session.press(found)
         return Response(status_code=204)
 

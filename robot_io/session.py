@@ -27,7 +27,7 @@ from .operator import KEYS
 
 _log = logging.getLogger(__name__)
 
-KEYS_HEARD = (*KEYS, "space")
+KEYS_HEARD = (*KEYS, "space", "escape")
 _POLL_S = 0.02
 _OFTEN = 5
 """Deaths of one process within `_SOON_S` seconds after which it is not started again."""
@@ -134,7 +134,7 @@ class Session:
     def press(self, key: str) -> None:
         """A key for the operator, by LeRobot's name; from any thread."""
         if self._robot is not None and self._robot.link is not None:
-            self._robot.link.send(Message(kind="key", fields={"key": key}))
+            self._robot.link.send(Message(kind="key", fields={"key": {"escape": "esc"}.get(key, key)}))
 
     def interrupt(self) -> None:
         """Ctrl-C: finish the episode and end; a second time stop now, a third time do not wait for anybody."""
@@ -158,11 +158,18 @@ class Session:
         if robot is not None and robot.heard is not None:
             found = dict(robot.heard.fields)
             if not robot.running:
-                found |= {"phase": "ended" if self._ending_since else "restarting", "waits_for": ""}
+                found |= {"phase": "ended" if self._ending_since else "restarting", "waits_for": None}
         doing = learner.heard.fields.get("doing") if learner is not None and learner.heard is not None else None
         if doing:
-            found["learner"] = {**found.get("learner", {}), "doing": doing}
-        return {**found, "restarts": dict(self._restarts), "elapsed_s": round(time.monotonic() - self._began, 1)}
+            found |= {"phase": doing.split()[0], "waits_for": doing}
+        alive = learner is None or learner.running
+        elapsed_s = round(time.monotonic() - self._began, 1)
+        return {
+            **found,
+            "learner": {"connected": False, "backlog": 0, **found.get("learner", {}), "alive": alive},
+            "session": {"task": "", "robot": "", "out": "", **found.get("session", {}), "elapsed_s": elapsed_s},
+            "restarts": dict(self._restarts),
+        }
 
     def run(self, on_state: Callable[[dict[str, Any]], None] = lambda state: None) -> None:
         """Until the robot's process ends, or the learner's where there is no other; `on_state` is called often.
