@@ -39,9 +39,11 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.text.outcome_or_process --parts trained
 	$(RUN) python -m benchmarks.text.bidirectional --worlds two_sided
 	$(RUN) python -m benchmarks.text.bidirectional --worlds one_sided
+	$(RUN) python -m benchmarks.text.lessons --fit-steps 0 --solutions 400 --exam 400
 	$(RUN) python -m benchmarks.text.lessons
 	$(RUN) python -m benchmarks.text.thinking
-	$(RUN) python -m benchmarks.text.text_and_robot
+	$(RUN) python -m benchmarks.text.with_robot
+	$(RUN) python -m benchmarks.semantic_trap
 	$(RUN) python -m benchmarks.demo
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else

@@ -74,7 +74,7 @@ class ProposalPolicy(SACPolicy):
 def dump_acting_policy(policy: ProposalPolicy, *, hidden: int, n_critics: int, cloned_only: bool) -> bytes:
     """A policy without its target critics and optimisers as safetensors bytes; `load_acting_policy` reads them."""
     weights = {
-        name: tensor.contiguous()
+        name: tensor.contiguous().clone()
         for name, tensor in policy.state_dict().items()
         if not name.startswith("critic_target.")
     }

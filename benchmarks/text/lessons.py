@@ -284,7 +284,7 @@ def run(
     rows: list[dict[str, object]] = []
     for name, labelled in sets.items():
         trained = DiscriminativeJudge.on_top_of(base.model, base.tokenizer, CONVENTION, seed=seed)
-        fit_judge(trained, labelled, FitSettings(steps=fit_steps, batch=32, seed=seed))
+        fit_judge(trained, labelled, FitSettings(steps=fit_steps, batch=32, learning_rate=1e-3, seed=seed))
         threshold = best_threshold(tuning.scores(trained), tuning.truth)
         marks = exam.marks(exam.scores(trained), threshold)
         rows.append({"seed": seed, "labels": name, "solutions": len(labelled), "threshold": threshold, **marks})
@@ -315,10 +315,10 @@ def summarise(rows: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solutions", type=int, default=400, help="to be labelled, per seed")
+    parser.add_argument("--solutions", type=int, default=3000, help="to be labelled, per seed")
     parser.add_argument("--exam", type=int, default=600, help="solutions to measure on, per seed")
     parser.add_argument("--base-steps", type=int, default=1200)
-    parser.add_argument("--fit-steps", type=int, default=500, help="0: labels only, no judge is trained")
+    parser.add_argument("--fit-steps", type=int, default=2000, help="0: labels only, no judge is trained")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
@@ -345,7 +345,8 @@ def main() -> None:
         "solutions_per_seed": options.solutions,
         "fit_steps": options.fit_steps,
     }
-    print(write_result("text_lessons", summary, seeds=list(range(options.seeds)), rows=rows, **about))
+    name = "text_lessons_trained" if options.fit_steps else "text_lessons"
+    print(write_result(name, summary, seeds=list(range(options.seeds)), rows=rows, **about))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from grm.errors import TraceError
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from grm.testing import check_process_reward
-from shaping import ModelPotential, StatePotential, frame_of, shaping_reward
+from shaping import ModelPotential, StatePotential, ValueScale, frame_of, shaping_reward
 
 TASK = Task(instruction="open the door")
 
@@ -185,6 +185,12 @@ def test_features_are_of_the_newest_observation_of_each_environment():
     potential.advance([1], [seen(255)])
     np.testing.assert_allclose(potential.features(0), [0.2, 1])
     np.testing.assert_allclose(potential.features(1), [1.0, 2])
+
+
+def test_the_value_scale_passes_features_on():
+    potential = ValueScale(ModelPotential(Sighted(), TASK), gamma=0.9, horizon=10)
+    potential.reset([0], [seen(51)])
+    np.testing.assert_allclose(potential.features(0), [0.2, 1])
 
 
 def test_models_that_do_not_say_what_they_saw_have_no_features():
