@@ -24,7 +24,7 @@ from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_con
 
 from grm.errors import GrmError, OutputError
 
-from .cameras import to_jpeg, to_png
+from .cameras import as_recorded, to_jpeg, to_png
 from .errors import RobotError, StoppedError
 from .link import Address, Caller, Link, Message
 from .loop import ControlLoop
@@ -313,7 +313,9 @@ class Actor:
         if self.side.demonstrate:
             return self.env.encode(self.operator.action())
         assert self._policy is not None, "reset waits for one"
-        return self._policy.act(observation, explore=self._purpose == "rollout")
+        # The learner sees the pictures as the recording has them, and so does what it taught.
+        seen = {key: as_recorded(value) if key.startswith(PIXELS) else value for key, value in observation.items()}
+        return self._policy.act(seen, explore=self._purpose == "rollout")
 
     def _succeeded(self, _observation: Mapping[str, np.ndarray], _info: Mapping[str, Any]) -> Verdict:
         done = False
@@ -366,7 +368,7 @@ class Actor:
         self._number, self._whole = self.recorder.episodes, True
         self._observation = observation
         self._seen.append(time.monotonic())
-        self._send(_began(self._number, self._purpose, observation, info["time"]))
+        self._send(_began(self._number, self._purpose, observation, info["time"], recorded=False))
 
     def tick(self, tick: Tick) -> None:
         """A transition has happened."""
@@ -583,7 +585,7 @@ def _pictures(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _began(number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float) -> Callable[[], Message]:
     return lambda: Message(
         kind="begin",
-        fields={"episode": number, "purpose": purpose, "time": time_s},
+        fields={"episode": number, "purpose": purpose, "time": time_s, "recorded": recorded},
         arrays={"state": observation["state"], **_pictures(observation)},
     )
 
@@ -625,7 +627,7 @@ def retold(attempt: Attempt) -> list[Message | Callable[[], Message]]:
         for t in range(len(attempt.state))
     ]
     said: list[Message | Callable[[], Message]] = [
-        _began(attempt.number, attempt.purpose, seen[0], float(attempt.time[0]))
+        _began(attempt.number, attempt.purpose, seen[0], float(attempt.time[0]), recorded=True)
     ]
     for t in range(len(attempt.rewards)):
         said.append(

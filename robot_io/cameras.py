@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 from jaxtyping import UInt8
@@ -97,6 +98,14 @@ def resize(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt
 def to_png(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, " bytes"]:
     """A picture as a PNG file, without loss and in a millisecond."""
     return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+
+
+def as_recorded(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """What a recording shows of a picture: up to 2 of 255 apart, since a video's colours are rounded on the way.
+
+    Who judges this judges the same live and from the recording. Not to be applied twice, nor to what was recorded.
+    """
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv444p").to_ndarray(format="rgb24")
 
 
 def to_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -24,7 +24,7 @@ from grm.errors import CheckpointError, GrmError, OutputError
 from grm.reward import Frame, Judgement, ProcessReward, Task
 
 from .actor import VERSION, fingerprint
-from .cameras import from_file
+from .cameras import as_recorded, from_file
 from .link import Address, Host, Link, Message
 from .replay import Attempt, shaped_rewards
 from .robot import PIXELS
@@ -93,6 +93,8 @@ class _Running[C]:
 
     number: int
     purpose: str
+    recorded: bool
+    """Whether the pictures come from the recording."""
     carry: C
     frames: list[Frame]
     states: list[np.ndarray]
@@ -187,15 +189,16 @@ class Learning[C]:
                 self._running[number] = _Running(
                     number=number,
                     purpose=found["purpose"],
+                    recorded=found["recorded"],
                     carry=self._mind.model.start(self._mind.task),
-                    frames=[_frame(message)],
+                    frames=[_frame(message, recorded=found["recorded"])],
                     states=[message.arrays["state"]],
                 )
             case "tick" if (running := self._running.get(found["episode"])) is not None:
                 if found["index"] != len(running.actions):
                     del self._running[running.number]  # a step is missing: it will be told again, from the recording
                     return
-                running.frames.append(_frame(message))
+                running.frames.append(_frame(message, recorded=running.recorded))
                 running.states.append(message.arrays["state"])
                 running.actions.append(message.arrays["action"])
                 running.rewards.append(found["reward"])
@@ -356,10 +359,9 @@ def teach(side: LearnerSide, make_mind: MakeMind, pipe: Connection, token: bytes
             host.close()
 
 
-def _frame(message: Message) -> Frame:
-    views = {
-        key.removeprefix(PIXELS): from_file(data) for key, data in message.arrays.items() if key.startswith(PIXELS)
-    }
+def _frame(message: Message, *, recorded: bool) -> Frame:
+    files = {key.removeprefix(PIXELS): data for key, data in message.arrays.items() if key.startswith(PIXELS)}
+    views = {name: from_file(data) if recorded else as_recorded(from_file(data)) for name, data in files.items()}
     return Frame(views=views, time=message.fields["time"])
 
 
