@@ -21,6 +21,7 @@ from .doctor import Doctor
 from .evaluate import Evaluate
 from .inspect import Inspect
 from .serve import Serve
+from .session import Session
 from .terminal import complaints, console
 from .text import Text
 from .train import Train
@@ -35,6 +36,7 @@ __all__ = [
     "Evaluate",
     "Inspect",
     "Serve",
+    "Session",
     "Text",
     "Train",
     "main",
@@ -49,6 +51,7 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Session, tyro.conf.subcommand("session")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
