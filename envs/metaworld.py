@@ -86,6 +86,10 @@ VIEWS = ("corner", "behindGripper", "gripperPOV")
 
 At 64 x 64 pixels the outer cameras show a puck as two or three pixels, and the one above hides it behind the arm."""
 
+State = Literal["relative", "raw", "proprioception"]
+"""What the observation `state` of a `MetaWorldEnv` is made of."""
+_SIZES: Mapping[State, int] = {"relative": 30, "raw": 39, "proprioception": 7}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SimulatorState:
@@ -118,7 +122,8 @@ class MetaWorldEnv(gym.Env):
         horizon: decisions until truncation.
         action_repeat: control steps (of 12.5 ms) per decision; gamma in shaping and learning is per decision.
         state: `relative` gives positions as differences in metres (object - hand, goal - object, goal - hand, …), which
-            carries a demonstration over to other object positions; `raw` is Meta-World's 39 numbers.
+            carries a demonstration over to other object positions; `raw` is Meta-World's 39 numbers; `proprioception`
+            is what a robot knows of itself: the hand's position and its last change in metres, the gripper's opening.
 
     Raises:
         TaskError: unknown task or camera.
@@ -137,7 +142,7 @@ class MetaWorldEnv(gym.Env):
         quality: Quality = "fast",
         horizon: int = 100,
         action_repeat: int = 2,
-        state: Literal["relative", "raw"] = "relative",
+        state: State = "relative",
         render_mode: str | None = None,
     ) -> None:
         self.task = task_name(task)
@@ -155,11 +160,10 @@ class MetaWorldEnv(gym.Env):
         self.cameras = Cameras(self, views, height=height, width=width, quality=quality) if views else None
         self._portrait: Cameras | None = None
         self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        size = 30 if state == "relative" else 39
         image = gym.spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.observation_space = gym.spaces.Dict(
             {
-                "state": gym.spaces.Box(-np.inf, np.inf, (size,), np.float32),
+                "state": gym.spaces.Box(-np.inf, np.inf, (_SIZES[state],), np.float32),
                 **{PIXELS + view: image for view in views},
             }
         )
@@ -296,7 +300,7 @@ class MetaWorldEnv(gym.Env):
         origin = state.origin or state
         if origin is not self._initial:
             self._initial, self._reference = origin, None
-        return {"state": self._relative() if self._state == "relative" else self._raw.astype(np.float32)}
+        return {"state": self._state_vector()}
 
     def render_views(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """What the cameras see now, by view."""
@@ -326,8 +330,15 @@ class MetaWorldEnv(gym.Env):
         }
 
     def _observe(self) -> dict[str, np.ndarray]:
-        state = self._relative() if self._state == "relative" else self._raw.astype(np.float32)
-        return {"state": state, **{PIXELS + view: image for view, image in self.render_views().items()}}
+        return {"state": self._state_vector(), **{PIXELS + view: image for view, image in self.render_views().items()}}
+
+    def _state_vector(self) -> Float[np.ndarray, " n"]:
+        if self._state == "relative":
+            return self._relative()
+        if self._state == "raw":
+            return self._raw.astype(np.float32)
+        hand = self._raw[:3]
+        return np.concatenate([hand, hand - self._raw[18:21], self._raw[3:4]]).astype(np.float32)
 
     def _relative(self) -> Float[np.ndarray, " 30"]:
         now, before, goal = self._raw[:18], self._raw[18:36], self._raw[36:]

@@ -568,8 +568,8 @@ class DemonstrationSAC(SAC):
     def save_checkpoint(self, folder: Path | str) -> None:
         """Write everything needed to continue exactly: weights, optimisers, replay, random state, counters.
 
-        A folder of `config.json`, `weights.safetensors` and `replay.npz`; one that exists is replaced only when the new
-        one is complete. Continuing is exact between rollouts with a `seed`, on the same machine and thread count.
+        A folder of `config.json` and the files it names; killed at any moment, it holds the old checkpoint or the new
+        one. Continuing is exact between rollouts with a `seed`, on the same machine and thread count.
         """
         weights = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         for name, optimizer in self._optimizers().items():

@@ -31,6 +31,7 @@ from grm.report import Clip, Curve
 from shaping import ModelPotential, shaping_reward
 from shaping.sb3 import VecPotentialShaping
 
+from .checkpoint import has_checkpoint
 from .collecting import Rollout
 from .demonstration import Demonstration
 from .offpolicy import DemonstrationSAC
@@ -184,7 +185,7 @@ def run_arm(
     model = GRM.from_pretrained(folder / "grm") if arm == "shaped" else None
     env, log = make_learner_env(settings, demonstration, model)
     checkpoint = own / "policy"
-    if checkpoint.exists():
+    if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
     else:
         shown = transitions(demonstration, settings, model)

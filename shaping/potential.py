@@ -19,7 +19,7 @@ score a state twice with two answers, and the sum no longer telescopes (`docs/de
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +40,15 @@ def shaping_reward(phi: ArrayLike, next_phi: ArrayLike, terminated: ArrayLike, g
     return np.asarray(gamma * np.where(terminated, 0.0, next_phi) - np.asarray(phi))
 
 
+@runtime_checkable
+class SeesFeatures(Protocol):
+    """A model that says what it saw in the newest step of a prefix."""
+
+    def features(self, carry: Any) -> np.ndarray:
+        """(f,) float32, of the prefix's newest step."""
+        ...
+
+
 class Potential[O](abc.ABC):
     """Φ of N environments as they run, one index each: a potential may remember the prefix of every episode.
 
@@ -57,6 +66,13 @@ class Potential[O](abc.ABC):
 
         Raises `TraceError` for an environment in which no episode has begun, if the potential remembers episodes.
         """
+
+    def features(self, index: int) -> np.ndarray | None:
+        """What was seen in this environment's newest observation, as one vector; None where potentials see nothing.
+
+        A policy may act on it, so that a picture is encoded once for reward and policy alike.
+        """
+        return None
 
 
 class StatePotential[O](Potential[O]):
@@ -147,6 +163,10 @@ class ModelPotential[C](Potential[Any]):
             raise TraceError(f"no episode has begun in environments {missing}; call `reset` on them before `advance`")
         return self._extend(indices, [self._carries[index] for index in indices], observations)
 
+    def features(self, index: int) -> np.ndarray | None:
+        """See `Potential`; None unless the model has a method `features(carry)`, as `grm.GRM` has."""
+        return self.model.features(self._carries[index]) if isinstance(self.model, SeesFeatures) else None
+
     def _extend(self, indices: Sequence[int], carries: list[C], observations: Sequence[Any]) -> Judgement:
         carries, judgements = self.model.extend(carries, [[self.to_step(observation)] for observation in observations])
         if [len(judgement) for judgement in judgements] != [1] * len(indices):
@@ -199,6 +219,10 @@ class ValueScale[O](Potential[O]):
     def advance(self, indices: Sequence[int], observations: Sequence[O]) -> Judgement:
         """See `Potential`."""
         return self._scaled(self.potential.advance(indices, observations))
+
+    def features(self, index: int) -> np.ndarray | None:
+        """Those of the other potential."""
+        return self.potential.features(index)
 
     def _scaled(self, judgement: Judgement) -> Judgement:
         value = self.gamma ** ((1 - judgement.potential) * self.horizon)

@@ -25,7 +25,8 @@ class VecPotentialShaping(VecEnvWrapper):
 
     Wrap it around the environments themselves, inside of anything that drops images (`VecExtractDictObs`), stacks
     frames or normalises rewards. N-step returns (`NStepReplayBuffer`) telescope if `gamma` is theirs.
-    `reset_infos[i]` carries what `info` of a reset carries.
+    `reset_infos[i]` carries what `info` of a reset carries. Both also carry `features`, what the potential's model saw
+    in the state just judged, if it says so: `policies.features` makes it a policy's observation.
 
     Args:
         venv: the vectorised environment; observations may be arrays, dicts or tuples of arrays.
@@ -84,6 +85,7 @@ class VecPotentialShaping(VecEnvWrapper):
         shaping, shaped = self._ledger.settle(judgement, terminated)
         for i, info in enumerate(infos):
             info.update(self._ledger.entries(judgement, i, float(rewards[i]), float(shaping[i]), bool(shaped[i])))
+            info.update(self._features(i))
         new = np.flatnonzero(ended).tolist()
         if new:
             self._begin(new, observations)
@@ -96,7 +98,12 @@ class VecPotentialShaping(VecEnvWrapper):
         judgement = self.potential.reset(indices, first)
         self._ledger.begin(indices, judgement)
         for row, i in enumerate(indices):
-            self.reset_infos[i] = {**self.venv.reset_infos[i], **self._ledger.first_entries(judgement, row)}
+            entries = self._ledger.first_entries(judgement, row)
+            self.reset_infos[i] = {**self.venv.reset_infos[i], **entries, **self._features(i)}
+
+    def _features(self, index: int) -> dict[str, np.ndarray]:
+        features = self.potential.features(index)
+        return {} if features is None else {"features": features}
 
 
 def _observation_of(observations: VecEnvObs, index: int) -> Any:

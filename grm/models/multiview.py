@@ -236,6 +236,14 @@ class GRM(ProcessReward[Frame, Carry]):
         _, [judgement] = self.extend([self.start(task)], [steps])
         return judgement
 
+    def features(self, carry: Carry) -> Float[np.ndarray, " p"]:
+        """What the frozen encoder saw in the newest frame that showed something, all views in one vector; read-only.
+
+        For policies that act on what the reward is judged from: the frame is encoded once for both. Zeros before the
+        first frame. Its length is `network.frame_features`, whatever the number of views.
+        """
+        return np.zeros(self.network.frame_features, np.float32) if carry.previous is None else carry.previous.feature
+
     def hops(
         self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
     ) -> Float[np.ndarray, " n"]:

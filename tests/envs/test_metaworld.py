@@ -76,7 +76,7 @@ def test_gymnasium_accepts_it_under_its_registered_name():
     env.close()
 
 
-@pytest.mark.parametrize(("state", "size"), [("relative", 30), ("raw", 39)])
+@pytest.mark.parametrize(("state", "size"), [("relative", 30), ("raw", 39), ("proprioception", 7)])
 def test_observations_are_in_their_space(state, size):
     env = MetaWorldEnv("reach", state=state)
     observation, info = env.reset(seed=0)
@@ -87,6 +87,17 @@ def test_observations_are_in_their_space(state, size):
     assert info == {"success": False}
     if state == "raw":
         np.testing.assert_allclose(env.restore(env.snapshot())["state"], env.raw_state, rtol=1e-6)
+
+
+def test_proprioception_is_of_the_robot_alone():
+    env = MetaWorldEnv("push", state="proprioception")
+    env.reset(seed=0)
+    before = env.raw_state
+    observation, *_ = env.step(np.array([0.5, -0.5, 0.2, 1.0]))
+    raw, state = env.raw_state, observation["state"]
+    np.testing.assert_allclose(state, [*raw[:3], *(raw[:3] - raw[18:21]), raw[3]], atol=1e-6)
+    assert np.abs(raw[:3] - before[:3]).max() > 0.001
+    env.close()
 
 
 def test_relative_states_are_differences_of_the_raw_ones(env):

@@ -1,6 +1,7 @@
 import copy
 import functools
 import json
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +16,7 @@ from policies import (
     Collected,
     Demonstration,
     DemonstrationSAC,
+    checkpoint,
     clone,
     elsewhere,
     instance_seeds,
@@ -343,12 +345,36 @@ def test_a_checkpoint_replaces_the_old_one_and_predicts_the_same(tmp_path):
     model = learner().learn_rollouts(1)
     for _ in range(2):
         model.save_checkpoint(tmp_path / "run")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "replay",
+        "weights",
+    ]
     again = DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
     observation = np.array([[1.3, 0.0]], np.float32)
     np.testing.assert_array_equal(
         model.predict(observation, deterministic=True)[0], again.predict(observation, deterministic=True)[0]
     )
+
+
+@pytest.mark.parametrize("killed_at", ["save_file", "savez", "replace", "unlink"])
+def test_killed_while_writing_the_old_checkpoint_or_the_new_one_is_whole(tmp_path, monkeypatch, killed_at):
+    model = learner().learn_rollouts(1)
+    model.save_checkpoint(tmp_path / "run")
+    model.learn_rollouts(1)
+
+    def killed(*arguments, **others):
+        raise KeyboardInterrupt
+
+    owner = {"save_file": checkpoint, "savez": np, "replace": checkpoint.os, "unlink": Path}[killed_at]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, killed_at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_checkpoint(tmp_path / "run")
+    found = DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
+    assert found.rollouts == (2 if killed_at == "unlink" else 1)
+    model.save_checkpoint(tmp_path / "run")
+    assert len(list((tmp_path / "run").iterdir())) == 3
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
@@ -365,7 +391,8 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         (tmp_path / "run" / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(CheckpointError, match=words):
             DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
-    (tmp_path / "run" / "weights.safetensors").write_bytes(b"broken")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / config["files"]["weights"]).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
 

@@ -436,3 +436,18 @@ def test_checkpoints_that_are_not_what_they_say(model, tmp_path, edit, found):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=found):
         GRM.from_pretrained(tmp_path)
+
+
+def test_features_are_what_the_encoder_saw_last(model):
+    frames = [frame(k, "front", "wrist") for k in range(3)]
+    task = Task(instruction="open it", goal=frames[2])
+    start = model.start(task)
+    np.testing.assert_array_equal(model.features(start), np.zeros(model.network.frame_features))
+    [carry], _ = model.extend([start], [frames[:2]])
+    [alone], _ = model.extend([model.start(task)], [[frames[1]]])
+    np.testing.assert_allclose(model.features(carry), model.features(alone), atol=1e-6)
+    assert np.abs(model.features(carry)).max() > 0
+    [after], _ = model.extend([carry], [[Frame(views={})]])
+    np.testing.assert_array_equal(model.features(after), model.features(carry))
+    with pytest.raises(ValueError, match="read-only"):
+        model.features(carry)[0] = 1
