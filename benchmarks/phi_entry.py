@@ -57,7 +57,7 @@ class Arm:
     guidance: float = 0.0
     """Weight of the learner's own potential, learned from the process reward and from successes; then `weight` is 0."""
     own_gamma: float = GAMMA
-    """The learner's discount; that of shaping stays."""
+    """The learner's discount, of a guided one while it never succeeds; that of shaping stays."""
 
 
 ARMS = {
@@ -70,9 +70,9 @@ ARMS = {
     "grm, linear, 0.1": Arm("grm", "linear", weight=0.1),
     "grm, value scale": Arm("grm", "value"),
     "grm, value scale, short": Arm("grm", "value", own_gamma=0.9),
-    "guided": Arm("grm", weight=0.0, guidance=1.0),
-    "guided, short": Arm("grm", weight=0.0, guidance=1.0, own_gamma=0.9),
-    "guided by successes alone, short": Arm(guidance=1.0, own_gamma=0.9),
+    "guided": Arm("grm", weight=0.0, guidance=1.0, own_gamma=0.9),
+    "guided, long": Arm("grm", weight=0.0, guidance=1.0),
+    "guided by successes alone": Arm(guidance=1.0, own_gamma=0.9),
 }
 
 
@@ -222,9 +222,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", default=["push", "pick-place-wall"])
+    parser.add_argument("--tasks", nargs="+", default=["push", "pick-place-wall", "coffee-pull"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["grm, value scale", "guided, short"])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["guided"])
     parser.add_argument("--rollouts", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("runs/phi_entry"))
     options = parser.parse_args()

@@ -14,8 +14,8 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential;
-- a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and while it is guided a
-  shorter horizon: what lies further ahead is left to the guide (HuRL: Cheng et al. 2021, "Heuristic-Guided
+- a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and as long as it hardly
+  succeeds a shorter horizon: what lies further ahead is left to the guide (HuRL: Cheng et al. 2021, "Heuristic-Guided
   Reinforcement Learning").
 
 Time is counted in rollouts, because a rollout is what costs a person something. One rollout: one episode is collected,
@@ -60,6 +60,8 @@ GUIDE_INTERVAL = 5
 """Rollouts from one fit of the guide to the next."""
 GUIDE_STEPS = (1500, 200)
 """Gradient steps of the guide's first fit, and of each later one."""
+GUIDE_WINDOW = 25
+"""Last rollouts whose share of successes says how far to look ahead."""
 GUIDE_WEIGHTS = (10.0, 3.0, 1.0)
 """How often the guide is shown a state of the demonstration, of a success, and of any other rollout."""
 ACTOR_INTERVAL = 2
@@ -101,9 +103,10 @@ class DemonstrationSAC(SAC):
         guidance: weight of a potential of the learner's own, 0 for none. It is learned from the demonstration, from
             successes and from the `phi` in the infos (which a `VecPotentialShaping` of weight 0 reports; without any it
             learns from successes alone), and it shapes the reward here: the environment must pay the task's alone.
-        guided_gamma: the learner's own discount while guided, at most `gamma`. The potential still is one of `gamma`:
-            a decision that keeps up with it is paid 0. Smaller means more faith in it; `docs/derivations.md`, section
-            11, has what that buys and what it costs.
+        guided_gamma: the learner's own discount while it is guided and never succeeds, at most `gamma`, which it
+            becomes as the last rollouts all succeed. The potential is one of `gamma` throughout: a decision that keeps
+            up with it is paid 0. Smaller means more faith in it; `docs/derivations.md`, section 11, has what that buys
+            and what it costs.
         n_steps: decisions summed in a return before the critic takes over.
         reward_scale: makes rewards large against the entropy term, which else drowns them.
         demonstration_fraction: share of each batch drawn from the demonstration, in [0, 1).
@@ -188,8 +191,8 @@ class DemonstrationSAC(SAC):
                 f"guidance is {guidance} and guided_gamma {guided_gamma}; expected a weight of at least 0 and a "
                 f"discount in (0, {gamma}], gamma's"
             )
-        own_gamma = guided_gamma if guidance else gamma
-        self.guidance = guidance
+        self.guidance, self.guided_gamma = guidance, guided_gamma
+        self._recent: list[bool] = []
         self.reward_scale = reward_scale
         self.updates_per_step = updates_per_step
         self.imitation_steps = imitation_steps
@@ -214,7 +217,7 @@ class DemonstrationSAC(SAC):
             tau=tau,
             gamma=gamma,
             replay_buffer_class=EpisodeReplay,  # its own n_steps would choose a class without them at 1
-            replay_buffer_kwargs={"n_steps": n_steps, "gamma": own_gamma},
+            replay_buffer_kwargs={"n_steps": n_steps, "gamma": gamma},
             ent_coef=ent_coef,
             train_freq=(1, "episode"),
             learning_starts=0,
@@ -240,7 +243,7 @@ class DemonstrationSAC(SAC):
             self.action_space,
             device=self.device,
             n_steps=n_steps,
-            gamma=own_gamma,
+            gamma=gamma,
         )
         self._store(demonstration, self.demonstration_buffer)
         self.demonstration_buffer.finish(len(demonstration), DEMONSTRATION, success=True)
@@ -325,6 +328,14 @@ class DemonstrationSAC(SAC):
     def cloned_only(self) -> bool:
         """Whether the next rollout is to be acted by the noisy cloned policy alone."""
         return self.rollouts < self.cloned_rollouts
+
+    @property
+    def own_gamma(self) -> float:
+        """Discount of the next updates: from `guided_gamma` to `gamma`, its horizon geometric in recent successes."""
+        if self.guide is None:
+            return self.gamma
+        faith = 1 - sum(self._recent) / GUIDE_WINDOW
+        return 1 - (1 - self.guided_gamma) ** faith * (1 - self.gamma) ** (1 - faith)
 
     def relabel(
         self,
@@ -415,6 +426,7 @@ class DemonstrationSAC(SAC):
             if self.rollouts % GUIDE_INTERVAL == 0:
                 self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])
             self._shape(self.guide)
+            self.replay_buffer.gamma = self.demonstration_buffer.gamma = self.own_gamma
         self.train(self.updates_per_step * length, self.batch_size)
         if success and self.imitation_steps:
             self._imitate(rows)
@@ -447,6 +459,7 @@ class DemonstrationSAC(SAC):
 
     def _finished(self, began: float, **about: Any) -> Rollout:
         self.rollouts += 1
+        self._recent = [*self._recent, bool(about["success"])][-GUIDE_WINDOW:]
         self._elapsed_s += time.perf_counter() - began
         return Rollout(number=self.rollouts, elapsed_s=self._elapsed_s, **about)
 
@@ -574,6 +587,7 @@ class DemonstrationSAC(SAC):
             "action_size": int(self.action_space.shape[0]),
             "settings": self._settings,
             "rollouts": self.rollouts,
+            "recent": self._recent,
             "elapsed_s": self._elapsed_s,
             "num_timesteps": self.num_timesteps,
             "updates": self._n_updates,
@@ -630,6 +644,7 @@ class DemonstrationSAC(SAC):
                 rows = replay[f"{name}.{column}"]
                 getattr(buffer, column)[: len(rows)] = rows
             buffer.pos, buffer.full = config["positions"][name]
+        self._recent = config["recent"]
         self.rollouts, self._elapsed_s = config["rollouts"], config["elapsed_s"]
         self.num_timesteps, self._n_updates = config["num_timesteps"], config["updates"]
         self.rng.bit_generator.state = config["rng"]

@@ -557,9 +557,25 @@ def test_the_guide_pays_for_everything_under_its_newest_self():
             buffer.rewards[rows, 0], buffer.paid[rows] + 0.5 * (0.98 * after * ~ended - now), atol=1e-5
         )
         assert np.ptp(now) > 0.05, "a constant would agree with anything"
-        assert buffer.gamma == 0.7
     assert learner().guide is None
-    assert learner().replay_buffer.gamma == 0.98
+
+
+def test_the_horizon_grows_with_the_successes_of_the_last_25_rollouts():
+    model = learner(guidance=1.0, guided_gamma=0.5)
+    assert model.own_gamma == pytest.approx(0.5)
+    for successes, expected in ((0, 0.5), (25, 0.98), (50, 0.98)):
+        model._recent = [True] * successes
+        model._recent = model._recent[-25:]
+        assert model.own_gamma == pytest.approx(expected)
+    model._recent = [True] * 12 + [False] * 13
+    assert model.own_gamma == pytest.approx(1 - 0.5**0.52 * 0.02**0.48)
+    model = learner(guidance=1.0, guided_gamma=0.5, cloned_rollouts=99)
+    for _ in range(3):
+        ahead = model.own_gamma  # of what was known when the rollout began
+        model.learn_rollouts(1)
+        assert model.replay_buffer.gamma == model.demonstration_buffer.gamma == ahead
+    assert 0.5 < model.own_gamma < 0.98
+    assert learner(guided_gamma=0.5).learn_rollouts(1).replay_buffer.gamma == 0.98
 
 
 def test_the_guide_learns_the_time_to_go_where_it_is_known_and_the_process_rewards_opinion_where_not():
