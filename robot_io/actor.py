@@ -208,7 +208,7 @@ class Actor:
         self._seen: list[float] = []
         """When each frame of this episode was seen, on this machine's monotonic clock."""
         self._latencies: list[float] = []
-        self._steps_before = 0
+        self._steps_before = self._overruns_before = 0
         self._sure = 0
         self._observation: Mapping[str, np.ndarray] = {}
         self._waits_for = ""
@@ -278,7 +278,7 @@ class Actor:
     def _episode(self, purpose: Purpose) -> None:
         self._purpose, self.recorder.behaviour = purpose, purpose
         self._judged, self._seen, self._latencies, self._sure = {}, [], [], 0
-        self._steps_before = len(self.env.periods_s())
+        self._steps_before, self._overruns_before = len(self.env.periods_s()), self.env.timing.overruns
         try:
             self._loop.episode(seed=scene_seed(self.side, self._lines, purpose))
         finally:
@@ -402,7 +402,7 @@ class Actor:
             "verdict": ending.verdict,
             "reason": ending.reason,
             "rate_hz": self.side.rate_hz,
-            "overruns": self.env.timing.overruns,
+            "overruns": self.env.timing.overruns - self._overruns_before,
             "periods_ms": (1000 * self.env.periods_s(self._steps_before)).round(3).tolist(),
             "latencies_ms": [round(1000 * seconds, 3) for seconds in self._latencies],
         }
@@ -582,7 +582,9 @@ def _pictures(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: to_png(picture) for key, picture in observation.items() if key.startswith(PIXELS)}
 
 
-def _began(number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float) -> Callable[[], Message]:
+def _began(
+    number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float, *, recorded: bool
+) -> Callable[[], Message]:
     return lambda: Message(
         kind="begin",
         fields={"episode": number, "purpose": purpose, "time": time_s, "recorded": recorded},
