@@ -3,8 +3,8 @@
     python -m benchmarks.faults --kills 60
 
 Every fault befalls a running session, which must go on by itself or be begun again. Lost is an episode that was
-finished before and is not in the recording after, or not as it was; readable is whether LeRobot reads all of it. Actions
-are audited where they reach the motors, in a file that outlives whoever is killed.
+finished before and is not in the recording after, or not as it was; readable is whether LeRobot reads all of it.
+Actions are audited where they reach the motors, in a file that outlives whoever is killed.
 """
 
 import errno

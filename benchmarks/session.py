@@ -143,7 +143,7 @@ def main(
         if "success" in parts:
             run(command(runs, "success", seed, rollouts=rollouts, evaluate_every=rollouts, evaluations=evaluations))
         if "interventions" in parts:
-            helper = ("type=grm_sim_expert", "robot_id=sim", f"helps={HELPED}", "helps_after=20")
+            helper = ("type=grm_sim_expert", "robot_id=sim", f"helps={HELPED + 1}", "helps_after=20")
             run(command(runs, "interventions", seed, rollouts=rollouts, teleop=helper))
     summary, rows = collect(runs, seeds)
     print(json.dumps(summary, indent=1))
