@@ -122,6 +122,7 @@ class Session:
         self._robot = _Child("robot", drive, (robot, make_policy)) if robot is not None else None
         self._learner = _Child("learner", teach, (learner, make_mind)) if learner is not None else None
         self._children = [child for child in (self._learner, self._robot) if child is not None]
+        self._faults: list[dict[str, Any]] = []
         self._restarts = dict.fromkeys(("robot", "learner"), 0)
         self._presses = 0
         self._ending_since: float | None = None
@@ -171,6 +172,7 @@ class Session:
             **found,
             "learner": {"connected": False, "backlog": 0, **found.get("learner", {}), "alive": alive},
             "session": {"task": "", "robot": "", "out": "", **found.get("session", {}), "elapsed_s": elapsed_s},
+            "faults": sorted(found.get("faults", []) + self._faults, key=lambda fault: fault["time_s"]),
             "restarts": dict(self._restarts),
         }
 
@@ -200,6 +202,8 @@ class Session:
                     child.link.close()
                 child.start(self._context, self._token)
                 self._restarts[child.name] += 1
+                time_s = round(time.monotonic() - self._began, 1)
+                self._faults.append({"time_s": time_s, "text": f"the {child.name} process died, and was started again"})
                 if child is self._robot and self._presses:
                     self.press("q")
             elif child is (self._robot or self._learner):

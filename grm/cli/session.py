@@ -482,5 +482,5 @@ class GrmMind:
         self._learner.save_checkpoint(folder / "policy")
 
 
-_SLICE = 4
-"""Updates between two looks at what came meanwhile: some ten milliseconds."""
+_SLICE = 2
+"""Updates between two looks at what came meanwhile, some ten milliseconds: one of them is the actor's, too."""
