@@ -41,7 +41,8 @@ VERSION = 1
 """Of what both processes say to one another."""
 _STATUS_S = 0.1
 _AGAIN_S = 1.0
-_PATIENCE = 5
+_SETTLE_S = 60.0
+_PATIENCE = 30
 """Times in a row that an unattended robot is armed again after a fault."""
 
 _GOING = (Phase.RUNNING, Phase.PAUSED)
@@ -208,7 +209,7 @@ class Actor:
         self._seen: list[float] = []
         """When each frame of this episode was seen, on this machine's monotonic clock."""
         self._latencies: list[float] = []
-        self._steps_before = 0
+        self._steps_before = self._overruns_before = 0
         self._sure = 0
         self._observation: Mapping[str, np.ndarray] = {}
         self._waits_for = ""
@@ -231,6 +232,8 @@ class Actor:
                     misses += 1
                     if not self._recover(error, misses):
                         break
+            self.safe.stop("the session ends")
+            self._settle()
         finally:
             self.env.close()
             self.recorder.close()
@@ -239,6 +242,16 @@ class Actor:
                 if self._link is not None:
                     self._link.flush()
                 self._caller.close()
+
+    def _settle(self) -> None:
+        """With the robot stopped: let the learner that is there have what it lacks; pressing stop ends that, too."""
+        end = time.monotonic() + _SETTLE_S
+        while self._link is not None and self._missing() and time.monotonic() < end:
+            self._send_again()
+            self._waits_for = "the learner to learn from the last rollouts"
+            if self.operator.poll().phase is Phase.STOPPED:
+                break
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop now and end; also from a signal handler."""
@@ -278,7 +291,7 @@ class Actor:
     def _episode(self, purpose: Purpose) -> None:
         self._purpose, self.recorder.behaviour = purpose, purpose
         self._judged, self._seen, self._latencies, self._sure = {}, [], [], 0
-        self._steps_before = len(self.env.periods_s())
+        self._steps_before, self._overruns_before = len(self.env.periods_s()), self.env.timing.overruns
         try:
             self._loop.episode(seed=scene_seed(self.side, self._lines, purpose))
         finally:
@@ -402,7 +415,7 @@ class Actor:
             "verdict": ending.verdict,
             "reason": ending.reason,
             "rate_hz": self.side.rate_hz,
-            "overruns": self.env.timing.overruns,
+            "overruns": self.env.timing.overruns - self._overruns_before,
             "periods_ms": (1000 * self.env.periods_s(self._steps_before)).round(3).tolist(),
             "latencies_ms": [round(1000 * seconds, 3) for seconds in self._latencies],
         }
@@ -416,11 +429,14 @@ class Actor:
         self._whole = self._whole and self._link is not None and self._link.send(message)
         return self._whole
 
+    def _missing(self) -> set[int]:
+        """Numbers of the episodes that the learner has not acknowledged."""
+        return set(range(len(self._lines))) - self._learned
+
     def _send_again(self, most: int = 3) -> None:
         """Finished episodes that the learner has not, and that are not on their way; a few at every reset."""
         self._attend()
-        missing = [n for n in range(len(self._lines)) if n not in self._learned | self._underway]
-        for number in missing[:most]:
+        for number in sorted(self._missing() - self._underway)[:most]:
             self._waits_for = f"the learner to be sent episode {number} again"
             if self._link is None or not all(
                 self._link.send(message, wait_s=1.0) for message in retold(read_attempt(self.side.recording, number))
@@ -568,7 +584,7 @@ class Actor:
             },
             "learner": {
                 "connected": self._link is not None and self._link.ended is None,
-                "backlog": len(set(range(len(self._lines))) - self._learned),
+                "backlog": len(self._missing()),
             },
             "faults": self._faults[-20:],
         }
@@ -582,7 +598,9 @@ def _pictures(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: to_png(picture) for key, picture in observation.items() if key.startswith(PIXELS)}
 
 
-def _began(number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float) -> Callable[[], Message]:
+def _began(
+    number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float, *, recorded: bool
+) -> Callable[[], Message]:
     return lambda: Message(
         kind="begin",
         fields={"episode": number, "purpose": purpose, "time": time_s, "recorded": recorded},

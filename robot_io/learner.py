@@ -157,19 +157,21 @@ class Learning[C]:
                 self._learn(self._finished.pop(0))
             elif ending:
                 return
-            else:
+            elif self._link is None:
                 time.sleep(_IDLE_S)
+            else:
+                self.attend(_IDLE_S)
 
-    def attend(self) -> bool:
-        """Hear what was said and judge one frame of those that wait; True if there was anything."""
+    def attend(self, wait_s: float = 0.0) -> bool:
+        """Hear what was said, within some seconds, and judge one frame of those that wait; True if there was any."""
         link, heard = self._host.link, False
         if link is not None and link is not self._link:
             self._link = link
             self._running.clear()
             self._finished.clear()  # whatever is not learned is told again
-        while self._link is not None and (message := self._link.receive()) is not None:
+        while self._link is not None and (message := self._link.receive(wait_s)) is not None:
             self._hear(self._link, message)
-            heard = True
+            heard, wait_s = True, 0.0
         judged = self._judge()
         self._tell()
         return heard or judged

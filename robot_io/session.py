@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 KEYS_HEARD = (*KEYS, "space", "escape")
 _POLL_S = 0.02
 _OFTEN = 5
-"""Deaths of one process within `_SOON_S` seconds after which it is not started again."""
-_SOON_S = 60.0
+"""Deaths in a row, each within `_SOON_S` seconds of a start, after which a process is not started again."""
+_SOON_S = 10.0
 _GRACE_S = 60.0
 _FAILED = 2
 PRELOADED = ("robot_io.actor", "robot_io.learner", "lerobot.datasets")
@@ -47,7 +47,9 @@ class _Child:
     arguments: tuple[Any, ...]
     process: BaseProcess | None = None
     link: Link | None = None
-    deaths: list[float] = field(default_factory=list)
+    started: float = 0.0
+    deaths: int = 0
+    """In a row, each soon after a start."""
     heard: Message | None = None
     failed: str | None = None
 
@@ -56,6 +58,7 @@ class _Child:
         self.process = context.Process(target=self.target, args=(*self.arguments, theirs, token), name=self.name)
         assert self.process is not None
         self.process.start()
+        self.started = time.monotonic()
         theirs.close()
         self.link = Link(ours, silence_s=None)
 
@@ -73,19 +76,19 @@ class _Child:
     def died(self) -> bool:
         """Whether it is to be started again. Raises `GrmError` if it failed, or dies too often."""
         assert self.process is not None
-        code, now = self.process.exitcode, time.monotonic()
+        code = self.process.exitcode
         if code in (0, None):
             return False
         time.sleep(_POLL_S)
         self.listen()
         if code == _FAILED:
             raise GrmError(self.failed or f"the {self.name} process failed and did not say why; see its log")
-        self.deaths = [then for then in self.deaths if now - then < _SOON_S] + [now]
+        self.deaths = self.deaths + 1 if time.monotonic() - self.started < _SOON_S else 1
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        if len(self.deaths) > _OFTEN:
+        if self.deaths > _OFTEN:
             raise GrmError(
-                f"the {self.name} process died {len(self.deaths)} times within {_SOON_S:g} s, the last time with "
-                f"{how}; expected it to last: see its log; what was recorded is safe, run the same command to go on"
+                f"the {self.name} process died {self.deaths} times in a row, the last time with {how}; expected it to "
+                f"last: see its log; what was recorded is safe, run the same command to go on"
             )
         _log.warning("the %s process died with %s and is started again", self.name, how)
         return True
@@ -119,6 +122,7 @@ class Session:
         self._robot = _Child("robot", drive, (robot, make_policy)) if robot is not None else None
         self._learner = _Child("learner", teach, (learner, make_mind)) if learner is not None else None
         self._children = [child for child in (self._learner, self._robot) if child is not None]
+        self._faults: list[dict[str, Any]] = []
         self._restarts = dict.fromkeys(("robot", "learner"), 0)
         self._presses = 0
         self._ending_since: float | None = None
@@ -168,6 +172,7 @@ class Session:
             **found,
             "learner": {"connected": False, "backlog": 0, **found.get("learner", {}), "alive": alive},
             "session": {"task": "", "robot": "", "out": "", **found.get("session", {}), "elapsed_s": elapsed_s},
+            "faults": sorted(found.get("faults", []) + self._faults, key=lambda fault: fault["time_s"]),
             "restarts": dict(self._restarts),
         }
 
@@ -197,6 +202,8 @@ class Session:
                     child.link.close()
                 child.start(self._context, self._token)
                 self._restarts[child.name] += 1
+                time_s = round(time.monotonic() - self._began, 1)
+                self._faults.append({"time_s": time_s, "text": f"the {child.name} process died, and was started again"})
                 if child is self._robot and self._presses:
                     self.press("q")
             elif child is (self._robot or self._learner):

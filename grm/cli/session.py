@@ -115,13 +115,13 @@ class Session:
                 f"grm session needs {error.name}; install it with `pip install 'grm-robotics[serve]'`"
             ) from error
         check_output(self.out, resume=self.resume)
-        robot, learner = self._sides()
+        robot, learner = self.sides()
         token = b"" if self.token_file is None else read_token(self.token_file).encode()
         session = Running(
             robot=robot,
             learner=learner,
             make_policy=MakePolicy(instruction=robot.instruction) if robot is not None else None,
-            make_mind=self._make_mind() if learner is not None else None,
+            make_mind=self.make_mind() if learner is not None else None,
             token=token,
             preload=("grm.cli.session", "policies.offpolicy"),
         )
@@ -151,7 +151,8 @@ class Session:
         for fault in state.get("faults", []):
             console.print(f"at {fault['time_s']:.0f} s: {escape(fault['text'])}", highlight=False, soft_wrap=True)
 
-    def _sides(self) -> "tuple[RobotSide | None, LearnerSide | None]":
+    def sides(self) -> "tuple[RobotSide | None, LearnerSide | None]":
+        """What both processes are told. Raises `GrmError` for what does not go together."""
         from robot_io import sim
         from robot_io.actor import RobotSide
         from robot_io.devices import robot_config, teleop_config
@@ -224,7 +225,8 @@ class Session:
             )
         return recorded_episodes(self.demo)[self.demo_episode].instruction, attempt
 
-    def _make_mind(self) -> "MakeMind":
+    def make_mind(self) -> "MakeMind":
+        """What makes the learner's mind."""
         if self.demo is None:
             raise OutputError("no demonstration; expected --demo with a folder, also where only the learner runs")
         return MakeMind(
@@ -248,7 +250,7 @@ class Session:
         from robot_io.replay import read_attempt, read_lines, rejudge
 
         recording = self.out / "episodes"
-        mind = self._make_mind()(None, lambda doing: None)
+        mind = self.make_mind()(None, lambda doing: None)
         table = Table("episode", "success", "Φ at the end, then", "now", "largest change", "sum of rewards")
         for number, line in enumerate(read_lines(recording)):
             attempt, then = read_attempt(recording, number), read_judged(recording, number)
@@ -480,5 +482,5 @@ class GrmMind:
         self._learner.save_checkpoint(folder / "policy")
 
 
-_SLICE = 4
-"""Updates between two looks at what came meanwhile: some ten milliseconds."""
+_SLICE = 2
+"""Updates between two looks at what came meanwhile, some ten milliseconds: one of them is the actor's, too."""
