@@ -1,12 +1,13 @@
 """Verifiers that recompute each step before they judge, and one that judges directly (ThinkPRM, arXiv 2504.16828).
 
-One small language model learns to solve chains of arithmetic modulo 3; all verifiers begin from it, and see the same
-labelled solutions for the same number of gradient steps. The direct one (`direct`) learns the labels at the end of each
-step, also those of the solutions whose true chains began it all. The others learn to write what should stand there, then "ok" or "bad" for each step up to the first bad one, and
-then yes or no. Their chains are written, four for each labelled solution, by a verifier that was trained for a short
-while on true chains and errs (`generator`), and are kept if all decisions are the labels (`process`), if only the
-last one is (`outcome`), or all that can be read (`unfiltered`, the control). Each solution gives one chain at most, as
-many of right solutions as of wrong ones. `process_K4` is the mean of four sampled chains of the same verifier.
+One small language model learns to solve chains of arithmetic modulo 3; all verifiers begin from it. The direct one
+(`direct`) learns the labels at the end of each step. The others learn to write what should stand there, then "ok" or
+"bad" for each step up to the first bad one, and then yes or no. Their chains are written, four for each labelled
+solution, by a verifier that was trained on true chains and errs (`generator`), and are kept if all decisions are the
+labels (`process`), if only the last one is (`outcome`), or all that can be read (`unfiltered`, the control). Each
+solution gives one chain at most, as many of right solutions as of wrong ones. Gradient steps are equal; the direct one
+also sees the labels of the solutions that the true chains are about. `process_K4` is the mean of four sampled chains of
+the same verifier.
 
 Measured on fresh solutions as long as those learned from, and on longer ones: ProcessBench's F1 of first errors, the
 binary F1 of whole solutions that the paper reports, chains that cannot be read, and words read and written.
