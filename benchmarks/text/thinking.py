@@ -241,15 +241,16 @@ def summarise(rows: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solutions", type=int, default=3000, help="labelled, per seed")
+    parser.add_argument("--solutions", type=int, default=2000, help="labelled, per seed")
     parser.add_argument("--seed-solutions", type=int, default=1500, help="with true chains, for the generator")
     parser.add_argument("--exam", type=int, default=200, help="solutions of each length, per seed")
     parser.add_argument("--base-steps", type=int, default=600)
     parser.add_argument("--generator-steps", type=int, default=900)
-    parser.add_argument("--fit-steps", type=int, default=1500)
+    parser.add_argument("--fit-steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
+    about = {name: value for name, value in vars(options).items() if name != "seeds"}
     rows: list[dict[str, object]] = []
     facts: list[dict[str, float]] = []
     with Progress() as progress:
@@ -262,12 +263,14 @@ def main() -> None:
             facts.append(known)
             told = ", ".join(f"{row['verifier']} {row['f1']:.2f}" for row in found if row["test"] == "short")
             progress.console.print(f"seed {seed}: F1 {told}; passed {known['passed_process']:.2f}")
+            # After every seed, so that an interruption leaves those that are done.
+            written_to = write_result(
+                "text_thinking", summarise(rows, facts), seeds=list(range(seed + 1)), rows=rows, **about
+            )
         progress.advance(bar)
-    summary = summarise(rows, facts)
-    for name, value in summary.items():
+    for name, value in summarise(rows, facts).items():
         print(name, value)
-    about = {name: value for name, value in vars(options).items() if name != "seeds"}
-    print(write_result("text_thinking", summary, seeds=list(range(options.seeds)), rows=rows, **about))
+    print(written_to)
 
 
 if __name__ == "__main__":
