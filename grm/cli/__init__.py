@@ -20,6 +20,7 @@ from .demo import Demo
 from .doctor import Doctor
 from .evaluate import Evaluate
 from .inspect import Inspect
+from .rl import Rl
 from .serve import Serve
 from .terminal import complaints, console
 from .text import Text
@@ -34,6 +35,7 @@ __all__ = [
     "Doctor",
     "Evaluate",
     "Inspect",
+    "Rl",
     "Serve",
     "Text",
     "Train",
@@ -49,6 +51,7 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Rl, tyro.conf.subcommand("rl")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
