@@ -1,5 +1,6 @@
 """Many arms at once: cells of (run, arm), each in a process of its own on one core, in a given order."""
 
+import csv
 import multiprocessing
 import queue
 import signal
@@ -13,7 +14,7 @@ import torch
 from grm.errors import GrmError
 
 from .arms import Arm
-from .log import arm_folder
+from .log import COLUMNS, arm_folder, read_rollouts
 from .offpolicy import Rollout
 from .one_shot import OneShotSettings, missing, run_arm
 
@@ -89,6 +90,17 @@ class _Pool:
             if isinstance(one.end, str):
                 self.failures[one.cell] = one.end
             self.on_end(one.cell)
+
+
+def write_metrics(cells: Sequence[Cell], path: Path) -> None:
+    """Every rollout of all cells so far in one CSV file."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["task", "seed", "arm", *COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        for cell in cells:
+            which = {"task": cell.settings.task, "seed": cell.settings.seed, "arm": cell.arm.name}
+            rows = read_rollouts(arm_folder(cell.folder, cell.arm.name) / "rollouts.csv")
+            writer.writerows({**which, **row} for row in rows)
 
 
 def run_cells(

@@ -110,8 +110,10 @@ class Demo:
         console.print(table)
 
     def _report(self, cells: "list[Cell]") -> None:
+        from policies.grid import write_metrics
         from policies.page import write_run_page
 
+        write_metrics(cells, cells[0].folder / "metrics.csv")
         settings, folder = cells[0].settings, cells[0].folder
         path = write_run_page(settings, folder, minutes(folder) * 60)
         console.print(outcome(cells))

@@ -113,8 +113,10 @@ class Rl:
         self._report(cells)
 
     def _report(self, cells: "list[Cell]") -> None:
+        from policies.grid import write_metrics
         from policies.page import write_grid_page, write_run_page
 
+        write_metrics(cells, self.out / "metrics.csv")
         path = self.out / "index.html"
         write_grid_page(cells, path, command=command_line(self))
         if self.pages:
