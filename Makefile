@@ -31,6 +31,19 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.serve
 	$(RUN) python -m benchmarks.inspect
 	$(RUN) python -m benchmarks.real_table
+	$(RUN) python -m benchmarks.text.throughput
+	$(RUN) python -m benchmarks.text.reuse
+	$(RUN) python -m benchmarks.text.pav
+	$(RUN) python -m benchmarks.text.spare
+	$(RUN) python -m benchmarks.text.outcome_or_process --parts simulated
+	$(RUN) python -m benchmarks.text.outcome_or_process --parts trained
+	$(RUN) python -m benchmarks.text.bidirectional --worlds two_sided
+	$(RUN) python -m benchmarks.text.bidirectional --worlds one_sided
+	$(RUN) python -m benchmarks.text.lessons --fit-steps 0 --solutions 400 --exam 400
+	$(RUN) python -m benchmarks.text.lessons
+	$(RUN) python -m benchmarks.text.thinking
+	$(RUN) python -m benchmarks.text.with_robot
+	$(RUN) python -m benchmarks.semantic_trap
 	$(RUN) python -m benchmarks.demo
 
 bench-rl:  ## From one demonstration, all arms on eight tasks: days of two cores; goes on where it was interrupted
@@ -47,5 +60,5 @@ build:  ## Wheel and source archive, and a proof that the installed wheel holds 
 	expected=$$(printf '%s\n' $(PACKAGES) | sort | xargs); \
 	[ "$$found" = "$$expected" ] || { echo "the wheel holds: $$found; expected: $$expected" >&2; exit 1; }; \
 	"$$room"/venv/bin/python -I -c 'from importlib.metadata import files; found = {str(p) for p in files("grm-robotics")}; \
-	wanted = {"grm/report/page.html", "grm/models/pretrained/model.safetensors"}; assert wanted <= found, wanted - found'; \
+	wanted = {"grm/report/head.html", "grm/report/page.html", "grm/models/pretrained/model.safetensors"}; assert wanted <= found, wanted - found'; \
 	echo "the wheel installs and holds exactly: $$found"

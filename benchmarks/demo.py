@@ -37,9 +37,7 @@ def main() -> None:
             rows.append({"task": task, "seed": seed, **rates, "minutes": minutes["minutes"]})
             for arm in ("sparse", "grm"):
                 own = arm_folder(folder, arm) / "rollouts.csv"
-                curves += [
-                    {"task": task, "seed": seed, "arm": arm, **r} for r in read_rollouts(own)
-                ]
+                curves += [{"task": task, "seed": seed, "arm": arm, **r} for r in read_rollouts(own)]
             rng = np.random.default_rng(0)
             summary = {
                 f"{name}_{key}": expected_interval([float(r[key]) for r in rows if r["task"] == name], rng)

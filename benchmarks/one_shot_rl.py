@@ -23,7 +23,7 @@ from grm.metrics import Interval
 from policies.arms import ABLATIONS, ARMS, FEATURES, MAIN
 from policies.grid import Cell
 from policies.log import SECONDS, arm_folder, read_rollouts
-from policies.one_shot import read_evaluation
+from policies.one_shot import OneShotSettings, read_evaluation
 
 from .results import write_result
 
@@ -112,7 +112,12 @@ def bootstrap(
         return score(dict(zip(arms, np.mean([seeds.mean(0) for seeds in chosen], axis=0), strict=True)))
 
     drawn = [
-        of([t[rng.integers(len(t), size=len(t))] for t in (tasks[i] for i in rng.integers(len(tasks), size=len(tasks)))])
+        of(
+            [
+                t[rng.integers(len(t), size=len(t))]
+                for t in (tasks[i] for i in rng.integers(len(tasks), size=len(tasks)))
+            ]
+        )
         for _ in range(resamples)
     ]
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -232,7 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in ARMS])
+    known = [arm for arm in ARMS if not arm.guided or OneShotSettings().guidance]  # else it is the sparse arm again
+    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in known])
     parser.add_argument("--rollouts", type=int, default=150)
     parser.add_argument("--evaluation-episodes", type=int, default=50)
     parser.add_argument("--model", default="")

@@ -9,7 +9,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -140,6 +140,15 @@ class Judge[S](Protocol):
         ...
 
 
+@runtime_checkable
+class BatchJudge[S](Judge[S], Protocol):
+    """A `Judge` that takes many traces at once, which is cheaper than one after the other."""
+
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[S]]]) -> Sequence[Judgement]:
+        """Judge whole traces, each with its task."""
+        ...
+
+
 class ProcessReward[S, C](abc.ABC):
     """A `Judge` that scores as it goes, so it can run live and can branch: the carry is immutable."""
 
@@ -155,3 +164,8 @@ class ProcessReward[S, C](abc.ABC):
         """Judge a whole trace: one `extend` with all of its steps."""
         _, [judgement] = self.extend([self.start(task)], [steps])
         return judgement
+
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[S]]]) -> Sequence[Judgement]:
+        """Judge many whole traces: one `extend` of them all."""
+        _, judgements = self.extend([self.start(task) for task, _ in traces], [steps for _, steps in traces])
+        return judgements

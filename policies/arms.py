@@ -29,6 +29,8 @@ class Arm:
     """Φ: nobody's, the GRM's, Meta-World's hand-written dense reward, the scripted prover's progress."""
     combination: Literal["shaping", "difference", "added"] = "shaping"
     """How Φ enters, times the weight: γ Φ' - Φ with Φ' = 0 at the end; Φ' - Φ with neither; Φ' itself."""
+    guided: bool = False
+    """Without a potential: guided by the demonstration and by successes alone, where the others are guided at all."""
     adapted: bool = True
     """Whether the GRM was adapted to the demonstration."""
     perspective: Literal["all", "incremental", "forward", "backward"] = "all"
@@ -55,12 +57,13 @@ class Arm:
 CLONED = Arm(name="cloned", about="behaviour-cloned from the demonstration, before any rollout", learns=False)
 SPARSE = Arm(name="sparse", about="the task's own reward")
 GRM_SHAPED = Arm(name="grm", about="the task's own reward, shaped by the GRM", potential="grm")
+SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guided=True)
 DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
 PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
 GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
 CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
 
-MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, CLASSIFIER, PROVER)
+MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, CLASSIFIER, SELF_GUIDED, PROVER)
 """The questions of the benchmark, the most important first."""
 FEATURES = tuple(
     replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")

@@ -14,8 +14,8 @@ import torch
 from grm.errors import GrmError
 
 from .arms import Arm
+from .collecting import Rollout
 from .log import COLUMNS, arm_folder, read_rollouts
-from .offpolicy import Rollout
 from .one_shot import OneShotSettings, missing, run_arm
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from grm.errors import MissingExtraError
 from grm.report import Curve
 
-from .offpolicy import Rollout
+from .collecting import Rollout
 from .stopwatch import PARTS
 
 SECONDS = tuple(f"{part}_s" for part in PARTS)

@@ -26,7 +26,9 @@ from grm.data.episodes import Episode
 from grm.errors import TraceError
 from grm.reward import Frame, ProcessReward, Task
 
-from .offpolicy import Demonstration, DemonstrationSAC, Rollout
+from .collecting import Rollout
+from .demonstration import Demonstration
+from .offpolicy import DemonstrationSAC
 from .one_shot import horizon_of
 
 

@@ -13,244 +13,60 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
 - noise that lasts: the cloned policy corrects white noise as fast as it comes, so exploring means to drift;
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
-- n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential.
+- n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential;
+- a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and while it is guided a
+  shorter horizon: what lies further ahead is left to the guide (HuRL: Cheng et al. 2021, "Heuristic-Guided
+  Reinforcement Learning").
 
 Time is counted in rollouts, because a rollout is what costs a person something. One rollout: one episode is collected,
 then `updates_per_step` gradient updates are made per decision of it.
 """
 
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from jaxtyping import Bool, Float, Int
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, ContinuousCritic, SACPolicy
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 
 from grm.errors import CheckpointError, TraceError
+from shaping import shaping_reward
 
-from .bc import ClonedPolicy, Standardize, clone, fit, standardization
-from .rollout import check_single, instance_seeds, succeeded
+from .bc import ClonedPolicy, clone, fit, standardization
+from .checkpoint import load_optimizer, optimizer_weights, read_checkpoint, write_checkpoint
+from .collecting import Rollout, Watch
+from .critics import CriticEnsemble, DemonstrationFeatures
+from .demonstration import COLUMNS, Collected, Demonstration
+from .guide import SCALE_FLOOR, Guide, fit_guide
+from .proposals import ProposalPolicy, dump_acting_policy
+from .replay import COLUMNS as REPLAY_COLUMNS
+from .replay import EpisodeReplay
+from .rollout import check_single, instance_seeds
 
-SCHEMA = 1
-"""Version of the checkpoint folder's layout."""
+DEMONSTRATION = 0
+"""Number of the demonstration where rollouts are numbered from 1."""
+GUIDE_INTERVAL = 5
+"""Rollouts from one fit of the guide to the next."""
+GUIDE_STEPS = (1500, 200)
+"""Gradient steps of the guide's first fit, and of each later one."""
+GUIDE_WEIGHTS = (10.0, 3.0, 1.0)
+"""How often the guide is shown a state of the demonstration, of a success, and of any other rollout."""
 ACTOR_INTERVAL = 2
 """Critic updates per actor update."""
 ENTROPY_LEARNING_RATE = 3e-3
 """Of the entropy coefficient. A decision's advantage is about (1 - gamma) Q, a few hundredths where success is rare; at
 the networks' own learning rate the coefficient stays above that for a hundred rollouts, and the actor stays random."""
-NOISE_MEMORY = 0.8
-"""Correlation of the exploration noise from one decision to the next."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Demonstration:
-    """One episode that shows how, as transitions; the arrays are copied and read-only.
-
-    The rewards are the learner's own: shaped if the environment's are. Actions are in the environment's units.
-
-    Raises:
-        TraceError: fewer than two steps, unequal lengths, numbers that are not finite, an end before the last step, or
-            steps that do not follow from one another.
-    """
-
-    observations: Float[np.ndarray, "t n"]
-    actions: Float[np.ndarray, "t a"]
-    rewards: Float[np.ndarray, " t"]
-    next_observations: Float[np.ndarray, "t n"]
-    terminated: Bool[np.ndarray, " t"]
-
-    def __post_init__(self) -> None:
-        for name, ndim, dtype in (
-            ("observations", 2, np.float32),
-            ("actions", 2, np.float32),
-            ("rewards", 1, np.float32),
-            ("next_observations", 2, np.float32),
-            ("terminated", 1, np.bool_),
-        ):
-            array = np.array(getattr(self, name), dtype=dtype)
-            if array.ndim != ndim:
-                raise TraceError(
-                    f"the demonstration's {name} have shape {array.shape}; expected {ndim} axes, the first of them time"
-                )
-            if not np.isfinite(array).all():
-                step = int(np.argwhere(~np.isfinite(array))[0][0])
-                raise TraceError(
-                    f"the demonstration's {name} are not finite at step {step}; cut it before or record another"
-                )
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-        names = ("observations", "actions", "rewards", "next_observations", "terminated")
-        lengths = {name: len(getattr(self, name)) for name in names}
-        if len(set(lengths.values())) > 1:
-            raise TraceError(
-                f"the demonstration's arrays have the lengths {lengths}; expected one row of each per step"
-            )
-        if len(self) < 2:
-            raise TraceError(
-                f"the demonstration has {len(self)} steps; expected at least 2, record one that does the task"
-            )
-        if self.observations.shape != self.next_observations.shape:
-            raise TraceError(
-                f"the demonstration's observations have {self.observations.shape[1]} numbers and the next observations "
-                f"{self.next_observations.shape[1]}; expected as many"
-            )
-        if self.terminated[:-1].any():
-            raise TraceError(
-                f"the demonstration terminates at step {int(self.terminated[:-1].argmax())} of {len(self)}; expected "
-                f"one episode, which may terminate at its last step only: cut it there"
-            )
-        follows = np.isclose(self.observations[1:], self.next_observations[:-1], atol=1e-5).all(axis=1)
-        if not follows.all():
-            step = int((~follows).argmax()) + 1
-            raise TraceError(
-                f"the demonstration's observation {step} is not the next observation of step {step - 1}; expected "
-                f"consecutive steps of one episode, without gaps"
-            )
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
-    """What `learn_rollouts` reports after each rollout and its updates."""
-
-    number: int
-    """1 for the learner's first rollout, also after a resume."""
-    success: bool
-    length: int
-    """Decisions."""
-    reward: float
-    """Undiscounted sum of what the learner was paid, shaping included, before `reward_scale`."""
-    task_reward: float
-    """Undiscounted sum of what the task paid."""
-    mean_phi: float | None
-    """Mean of the judged `phi` in the infos; None if there was none."""
-    elapsed_s: float
-    """Seconds this learner has spent in finished rollouts and their updates, resumed sessions included."""
-
-
-class DemonstrationFeatures(BaseFeaturesExtractor):
-    """Observations normalised by the demonstration's statistics, which are saved with the weights."""
-
-    def __init__(self, observation_space: spaces.Space, mean: np.ndarray, scale: np.ndarray) -> None:
-        super().__init__(observation_space, features_dim=len(mean))
-        self.standardize = Standardize(mean, scale)
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """(batch, n) to (batch, n)."""
-        return self.standardize(observations)
-
-
-class EnsembleLinear(nn.Module):
-    """`members` linear layers in one batched product: (members, batch, inputs) to (members, batch, outputs)."""
-
-    def __init__(self, members: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        bound = inputs**-0.5  # as torch initialises nn.Linear
-        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        return torch.baddbmm(self.bias, inputs, self.weight)
-
-
-class CriticEnsemble(ContinuousCritic):
-    """Q functions with layer normalisation, evaluated together; `forward` is Stable-Baselines3's."""
-
-    def __init__(self, *, n_critics: int, net_arch: list[int], **kwargs: Any) -> None:
-        super().__init__(n_critics=0, net_arch=net_arch, **kwargs)
-        self.n_critics = n_critics
-        size = self.features_extractor.features_dim + spaces.flatdim(self.action_space)
-        layers: list[nn.Module] = []
-        for width in net_arch:
-            # No gain and bias: the next layer has its own, and elementwise work is what an update spends its time on.
-            norm = nn.LayerNorm(width, elementwise_affine=False)
-            layers += [EnsembleLinear(n_critics, size, width), norm, nn.ReLU(inplace=True)]
-            size = width
-        self.ensemble = nn.Sequential(*layers, EnsembleLinear(n_critics, size, 1))
-
-    def values(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """(batch, n) observations and (batch, a) actions to (members, batch) values."""
-        return self.values_of(self.extract_features(observations, self.features_extractor), actions)
-
-    def values_of(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """As `values`, of observations that are normalised already."""
-        inputs = torch.cat([features, actions], dim=1)
-        return self.ensemble(inputs.expand(self.n_critics, *inputs.shape)).squeeze(-1)
-
-    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(batch, 1) values of each member."""
-        return tuple(self.values(obs, actions).unsqueeze(-1))
-
-    def q1_forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """(batch, 1) values of the first member."""
-        return self.values(obs, actions)[0].unsqueeze(-1)
-
-
-class ProposalPolicy(SACPolicy):
-    """Actor and cloned policy both propose an action; the one with the higher Q, by the least of the critics, is taken.
-
-    `cloned_only` makes it act as the cloned policy does, for the first rollouts: the critics know nothing yet. Where
-    the policy is asked to explore, the cloned proposal gets Gaussian noise that lasts from decision to decision; its
-    standard deviation is drawn for each rollout, evenly from 0 to `exploration_noise`, so that some rollouts are
-    precise and some see much. The actor brings its own.
-    """
-
-    def __init__(self, *args: Any, cloned: ClonedPolicy, exploration_noise: float = 0.3, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.cloned = cloned.requires_grad_(False)
-        self.exploration_noise = exploration_noise
-        self.cloned_only = False
-        self._noise: torch.Tensor | None = None
-        self._level = torch.zeros(1)
-
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> CriticEnsemble:
-        """An ensemble with layer normalisation."""
-        return CriticEnsemble(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
-
-    def begin_rollout(self) -> None:
-        """Forget the noise; the next decision that explores draws a new level and a new start."""
-        self._noise = None
-
-    def _predict(self, observation: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
-        cloned = self.cloned(observation)
-        if not deterministic:
-            cloned = (cloned + self._next_noise(cloned)).clamp(-1, 1)
-        if self.cloned_only:
-            return cloned
-        proposals = torch.stack([self.actor(observation, deterministic), cloned])
-        batch = len(observation)
-        values = self.critic.values(observation.repeat(2, 1), proposals.flatten(0, 1)).amin(0).view(2, batch)
-        return proposals[values.argmax(0), torch.arange(batch)]
-
-    def _next_noise(self, action: torch.Tensor) -> torch.Tensor:
-        fresh = torch.randn_like(action)
-        if self._noise is None or self._noise.shape != action.shape:
-            self._noise = fresh
-            self._level = self.exploration_noise * torch.rand(len(action), 1)
-        else:
-            self._noise = NOISE_MEMORY * self._noise + math.sqrt(1 - NOISE_MEMORY**2) * fresh
-        return self._level * self._noise
 
 
 class _Batch(NamedTuple):
@@ -282,6 +98,12 @@ class DemonstrationSAC(SAC):
         env: one environment with flat observations, as a `VecEnv`; see `check_single`.
         demonstration: of the same environment, with the rewards this learner would have been paid.
         gamma: discount per decision; shaping must use the same.
+        guidance: weight of a potential of the learner's own, 0 for none. It is learned from the demonstration, from
+            successes and from the `phi` in the infos (which a `VecPotentialShaping` of weight 0 reports; without any it
+            learns from successes alone), and it shapes the reward here: the environment must pay the task's alone.
+        guided_gamma: the learner's own discount while guided, at most `gamma`. The potential still is one of `gamma`:
+            a decision that keeps up with it is paid 0. Smaller means more faith in it; `docs/derivations.md`, section
+            11, has what that buys and what it costs.
         n_steps: decisions summed in a return before the critic takes over.
         reward_scale: makes rewards large against the entropy term, which else drowns them.
         demonstration_fraction: share of each batch drawn from the demonstration, in [0, 1).
@@ -310,7 +132,7 @@ class DemonstrationSAC(SAC):
     policy: ProposalPolicy
     critic: CriticEnsemble
     critic_target: CriticEnsemble
-    replay_buffer: NStepReplayBuffer
+    replay_buffer: EpisodeReplay
 
     def __init__(
         self,
@@ -318,6 +140,8 @@ class DemonstrationSAC(SAC):
         demonstration: Demonstration,
         *,
         gamma: float = 0.98,
+        guidance: float = 0.0,
+        guided_gamma: float = 0.9,
         n_steps: int = 5,
         reward_scale: float = 10.0,
         demonstration_fraction: float = 0.25,
@@ -337,9 +161,11 @@ class DemonstrationSAC(SAC):
         cloned: ClonedPolicy | None = None,
     ) -> None:
         check_single(env)
-        _check_fit(demonstration, env)
+        demonstration.check_fit(env.observation_space, env.action_space)
         self._settings: dict[str, Any] = {
             "gamma": gamma,
+            "guidance": guidance,
+            "guided_gamma": guided_gamma,
             "n_steps": n_steps,
             "reward_scale": reward_scale,
             "demonstration_fraction": demonstration_fraction,
@@ -357,6 +183,13 @@ class DemonstrationSAC(SAC):
             "buffer_size": buffer_size,
             "seed": seed,
         }
+        if guidance and not (guidance > 0 and 0 < guided_gamma <= gamma):
+            raise TraceError(
+                f"guidance is {guidance} and guided_gamma {guided_gamma}; expected a weight of at least 0 and a "
+                f"discount in (0, {gamma}], gamma's"
+            )
+        own_gamma = guided_gamma if guidance else gamma
+        self.guidance = guidance
         self.reward_scale = reward_scale
         self.updates_per_step = updates_per_step
         self.imitation_steps = imitation_steps
@@ -380,7 +213,8 @@ class DemonstrationSAC(SAC):
             batch_size=batch_size,
             tau=tau,
             gamma=gamma,
-            n_steps=n_steps,
+            replay_buffer_class=EpisodeReplay,  # its own n_steps would choose a class without them at 1
+            replay_buffer_kwargs={"n_steps": n_steps, "gamma": own_gamma},
             ent_coef=ent_coef,
             train_freq=(1, "episode"),
             learning_starts=0,
@@ -396,33 +230,23 @@ class DemonstrationSAC(SAC):
                 "exploration_noise": exploration_noise,
             },
         )
-        if n_steps == 1:  # Stable-Baselines3 then chooses a buffer without discounts; one class serves both
-            self.replay_buffer = NStepReplayBuffer(
-                buffer_size, self.observation_space, self.action_space, device=self.device, n_steps=1, gamma=gamma
-            )
         if self.ent_coef_optimizer is not None:
             self.ent_coef_optimizer.param_groups[0]["lr"] = ENTROPY_LEARNING_RATE
         self.set_logger(Logger(None, []))  # Stable-Baselines3's default makes a temporary folder per call
         self.demonstration = demonstration
-        self.demonstration_buffer = NStepReplayBuffer(
+        self.demonstration_buffer = EpisodeReplay(
             len(demonstration) + buffer_size,
             self.observation_space,
             self.action_space,
             device=self.device,
             n_steps=n_steps,
-            gamma=gamma,
+            gamma=own_gamma,
         )
-        last = len(demonstration) - 1
-        for step in range(len(demonstration)):
-            terminated = bool(demonstration.terminated[step])
-            self.demonstration_buffer.add(
-                demonstration.observations[step],
-                demonstration.next_observations[step],
-                self.policy.scale_action(demonstration.actions[step]),
-                demonstration.rewards[step],
-                np.array([terminated or step == last]),
-                [{"TimeLimit.truncated": step == last and not terminated}],
-            )
+        self._store(demonstration, self.demonstration_buffer)
+        self.demonstration_buffer.finish(len(demonstration), DEMONSTRATION, success=True)
+        self.guide: Guide | None = None
+        if guidance:
+            self.guide = Guide(*standardization(demonstration.observations, floor=SCALE_FLOOR))
 
     def learn_rollouts(self, rollouts: int, on_rollout: Callable[[Rollout], bool | None] | None = None) -> Self:
         """Run `rollouts` more rollouts, each followed by its updates.
@@ -437,7 +261,7 @@ class DemonstrationSAC(SAC):
             KeyboardInterrupt: and whatever else interrupts a rollout. The unfinished rollout is forgotten and would be
                 run again; the learner can be saved.
         """
-        watch = _Watch()
+        watch = Watch()
         if self.seed is None and self._last_obs is None:
             self._last_obs = self.env.reset()
         for _ in range(rollouts):
@@ -446,7 +270,7 @@ class DemonstrationSAC(SAC):
                 break
         return self
 
-    def _rollout(self, watch: "_Watch") -> Rollout:
+    def _rollout(self, watch: Watch) -> Rollout:
         began = time.perf_counter()
         if self.seed is not None:
             self.env.seed(instance_seeds(self.seed, self.rollouts + 1, "training")[-1])
@@ -455,45 +279,181 @@ class DemonstrationSAC(SAC):
             raise TraceError("the first observation of a rollout is not finite; check the sensor or the simulation")
         _, callback = self._setup_learn(1, watch, reset_num_timesteps=False)
         self.policy.begin_rollout()
-        self.policy.cloned_only = self.rollouts < self.cloned_rollouts
-        replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
-        before = replay.pos, replay.full, taught.pos, taught.full
-        finished = False
-        try:
-            self.collect_rollouts(self.env, callback, self.train_freq, replay, learning_starts=0)
+        self.policy.cloned_only = self.cloned_only
+        with self._forgotten_unless_finished():
+            self.collect_rollouts(self.env, callback, self.train_freq, self.replay_buffer, learning_starts=0)
             self.policy.cloned_only = False
-            self.train(self.updates_per_step * watch.length, self.batch_size)
-            if watch.success and self.imitation_steps:
-                self._imitate(replay.pos, watch.length)
-            finished = True
-        finally:
-            self.policy.cloned_only = False
-            if not finished:
-                # Half an episode must not stay: n-step returns would run on from it into the next one.
-                replay.pos, replay.full, taught.pos, taught.full = before
-                self.num_timesteps = steps
-                self._last_obs = None
-        self.rollouts += 1
-        self._elapsed_s += time.perf_counter() - began
-        return Rollout(
-            number=self.rollouts,
+            # What the wrapper judged last is the state an episode ended in; of the first it tells nobody but `reset`.
+            phi = np.array([np.nan, *watch.phi[:-1]])
+            self._learn(watch.length, success=watch.success, phi=phi)
+        return self._finished(
+            began,
             success=watch.success,
             length=watch.length,
             reward=watch.reward,
             task_reward=watch.task_reward,
-            mean_phi=float(np.mean(watch.phi)) if watch.phi else None,
-            elapsed_s=self._elapsed_s,
+            mean_phi=_mean(np.array(watch.phi)),
         )
 
-    def _imitate(self, end: int, length: int) -> None:
-        """The rollout before `end` of the replay buffer joins the demonstration; the cloned policy learns from all."""
-        source, target = self.replay_buffer, self.demonstration_buffer
-        rows = (end - length + np.arange(length)) % source.buffer_size
-        room = (target.pos + np.arange(length)) % target.buffer_size
-        for name in _COLUMNS:
-            getattr(target, name)[room] = getattr(source, name)[rows]
-        target.full = target.full or target.pos + length >= target.buffer_size
-        target.pos = (target.pos + length) % target.buffer_size
+    def learn_from(self, episode: Collected) -> Rollout:
+        """Learn from one episode that was collected elsewhere as if it had been the next rollout of `learn_rollouts`.
+
+        It joins the replay and its updates follow; a success joins the demonstration. Of an episode that failed, the
+        steps at which a person intervened join the demonstration (HIL-SERL: Luo et al. 2024), and the cloned policy
+        learns from them as from a success. `acting_policy` gives what to collect the next one with.
+
+        Raises:
+            TraceError: the episode is not of this learner's spaces.
+            KeyboardInterrupt: and whatever else interrupts; the episode is forgotten then and may be given again.
+        """
+        began = time.perf_counter()
+        episode.check_fit(self.observation_space, self.action_space)
+        with self._forgotten_unless_finished():
+            self._store(episode, self.replay_buffer)
+            self.num_timesteps += len(episode)
+            self._learn(len(episode), success=episode.success, phi=episode.phi, intervened=episode.intervened)
+        return self._finished(
+            began,
+            success=episode.success,
+            length=len(episode),
+            reward=float(episode.rewards.sum()),
+            task_reward=episode.task_reward,
+            mean_phi=None if episode.phi is None else _mean(episode.phi),
+        )
+
+    @property
+    def cloned_only(self) -> bool:
+        """Whether the next rollout is to be acted by the noisy cloned policy alone."""
+        return self.rollouts < self.cloned_rollouts
+
+    def relabel(
+        self,
+        rewards: Mapping[int, Float[np.ndarray, " t"]],
+        phi: Mapping[int, Float[np.ndarray, " t"]] | None = None,
+    ) -> None:
+        """Replace the rewards of everything stored, after the process reward was refitted say; nothing else changes.
+
+        All at once, since targets under two potentials are targets for two different critics; the critics learned the
+        old one and need some updates to forget it (`docs/derivations.md`, section 8).
+
+        Args:
+            rewards: those of each step of each rollout by its number (`Rollout.number`); 0 is the demonstration.
+                Rollouts the replay has dropped may be left out. A guided learner wants the task's own.
+            phi: what the process reward now says of each step's observation, by rollout, NaN where it abstains; the
+                guide is fitted again. None leaves it alone.
+
+        Raises:
+            TraceError: rewards of a stored step are missing or not finite. Nothing was replaced then.
+        """
+        buffers = self._buffers().values()
+        for buffer in buffers:
+            buffer.check_relabels(rewards, finite=True)
+            if phi is not None:
+                buffer.check_relabels({DEMONSTRATION: np.full(len(self.demonstration), np.nan), **phi}, finite=False)
+        self.demonstration = replace(self.demonstration, rewards=rewards[DEMONSTRATION])
+        for buffer in buffers:
+            buffer.replace("paid", rewards)
+            buffer.replace("rewards", rewards)
+            if phi is not None:
+                buffer.replace("phi", {DEMONSTRATION: np.full(len(self.demonstration), np.nan), **phi})
+        if self.guide is not None:
+            if phi is not None:
+                self._fit_guide(self.guide, GUIDE_STEPS[0])
+            self._shape(self.guide)
+
+    def acting_policy(self) -> bytes:
+        """What collects the next rollout, as safetensors bytes to be sent to it: `load_acting_policy` reads them.
+
+        Half a megabyte in a millisecond. The weights are copies: learning may go on meanwhile.
+        """
+        return dump_acting_policy(
+            self.policy,
+            hidden=self._settings["hidden"],
+            n_critics=self._settings["n_critics"],
+            cloned_only=self.cloned_only,
+        )
+
+    def _store(self, episode: Demonstration | Collected, buffer: EpisodeReplay) -> None:
+        last = len(episode) - 1
+        for step in range(len(episode)):
+            buffer.add_transition(
+                episode.observations[step],
+                episode.next_observations[step],
+                self.policy.scale_action(episode.actions[step]),
+                episode.rewards[step],
+                terminated=bool(episode.terminated[step]),
+                truncated=step == last and not episode.terminated[step],
+            )
+
+    @contextmanager
+    def _forgotten_unless_finished(self) -> Iterator[None]:
+        """Whatever interrupts: half an episode must not stay, n-step returns would run on from it into the next one."""
+        replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
+        before = replay.pos, replay.full, taught.pos, taught.full
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            self.policy.cloned_only = False
+            if not finished:
+                replay.pos, replay.full, taught.pos, taught.full = before
+                self.num_timesteps = steps
+                self._last_obs = None
+
+    def _learn(
+        self,
+        length: int,
+        *,
+        success: bool,
+        phi: Float[np.ndarray, " length"] | None,
+        intervened: Bool[np.ndarray, " length"] | None = None,
+    ) -> None:
+        """Learn from the last `length` steps of the replay buffer, which are one rollout."""
+        rows = self.replay_buffer.finish(length, self.rollouts + 1, success=success, phi=phi)
+        if self.guide is not None:
+            if self.rollouts % GUIDE_INTERVAL == 0:
+                self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])
+            self._shape(self.guide)
+        self.train(self.updates_per_step * length, self.batch_size)
+        if success and self.imitation_steps:
+            self._imitate(rows)
+        elif intervened is not None and intervened.any():
+            self._imitate(rows[intervened])
+
+    def _fit_guide(self, guide: Guide, steps: int) -> None:
+        """Fit to the time to go where it is known, and to the process reward's opinion where not."""
+        replay, taught = self.replay_buffer, self.demonstration_buffer
+        mine = np.arange(replay.size())
+        shown = np.flatnonzero(taught.episode[: taught.size()] == DEMONSTRATION)
+        togo = np.concatenate([taught.togo[shown], replay.togo[mine]])
+        by_model = (1 - replay.phi[mine]) * len(self.demonstration)
+        believed = np.concatenate([taught.togo[shown], by_model])
+        weights = np.repeat(GUIDE_WEIGHTS[::2], (len(shown), len(mine)))
+        weights[len(shown) :][np.isfinite(replay.togo[mine])] = GUIDE_WEIGHTS[1]
+        decisions = np.where(np.isfinite(togo), togo, believed)
+        known = np.isfinite(decisions)
+        states = np.concatenate([taught.observations[shown, 0], replay.observations[mine, 0]])
+        fit_guide(guide, states[known], self.gamma ** decisions[known], weights[known], rng=self.rng, steps=steps)
+
+    def _shape(self, guide: Guide) -> None:
+        """Pay for everything stored under the guide as it is now."""
+        for buffer in self._buffers().values():
+            rows = slice(buffer.size())
+            phi, next_phi = (guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
+            terminated = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
+            shaping = self.guidance * shaping_reward(phi, next_phi, terminated, self.gamma)
+            buffer.rewards[rows, 0] = buffer.paid[rows] + shaping
+
+    def _finished(self, began: float, **about: Any) -> Rollout:
+        self.rollouts += 1
+        self._elapsed_s += time.perf_counter() - began
+        return Rollout(number=self.rollouts, elapsed_s=self._elapsed_s, **about)
+
+    def _imitate(self, rows: Int[np.ndarray, " k"]) -> None:
+        """These rows of the replay buffer join the demonstration; the cloned policy learns from all of it."""
+        target = self.demonstration_buffer
+        target.take(self.replay_buffer, rows)
         size = target.size()
         fit(
             self.policy.cloned,
@@ -595,29 +555,21 @@ class DemonstrationSAC(SAC):
     def save_checkpoint(self, folder: Path | str) -> None:
         """Write everything needed to continue exactly: weights, optimisers, replay, random state, counters.
 
-        A folder of `config.json`, `weights.safetensors` and `replay.npz`; one that exists is replaced only when the new
-        one is complete. Continuing is exact between rollouts with a `seed`, on the same machine and thread count.
+        A folder of `config.json` and the files it names; killed at any moment, it holds the old checkpoint or the new
+        one. Continuing is exact between rollouts with a `seed`, on the same machine and thread count.
         """
-        folder = Path(folder)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         weights = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         for name, optimizer in self._optimizers().items():
-            for index, state in optimizer.state_dict()["state"].items():
-                weights |= {f"{name}.{index}.{key}": tensor for key, tensor in state.items()}
+            weights |= optimizer_weights(name, optimizer)
+        if self.guide is not None:
+            weights |= {f"guide.{name}": tensor for name, tensor in self.guide.state_dict().items()}
         if self.log_ent_coef is not None:
             weights["log_ent_coef"] = self.log_ent_coef.detach()
         weights["torch_rng"] = torch.get_rng_state()
-        save_file(
-            {name: tensor.contiguous().clone() for name, tensor in weights.items()}, partial / "weights.safetensors"
-        )
-        arrays = {f"original.{name}": getattr(self.demonstration, name) for name in _DEMONSTRATION}
+        arrays = {f"original.{name}": getattr(self.demonstration, name) for name in COLUMNS}
         for name, buffer in self._buffers().items():
-            arrays |= {f"{name}.{column}": getattr(buffer, column)[: buffer.size()] for column in _COLUMNS}
-        np.savez(partial / "replay.npz", **arrays)
+            arrays |= {f"{name}.{column}": getattr(buffer, column)[: buffer.size()] for column in REPLAY_COLUMNS}
         config = {
-            "schema": SCHEMA,
             "observation_size": int(self.observation_space.shape[0]),
             "action_size": int(self.action_space.shape[0]),
             "settings": self._settings,
@@ -628,10 +580,7 @@ class DemonstrationSAC(SAC):
             "positions": {name: [buffer.pos, buffer.full] for name, buffer in self._buffers().items()},
             "rng": self.rng.bit_generator.state,
         }
-        (partial / "config.json").write_text(json.dumps(config, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        write_checkpoint(Path(folder), config, weights, arrays)
 
     @classmethod
     def load_checkpoint(cls, folder: Path | str, env: VecEnv) -> Self:
@@ -641,18 +590,7 @@ class DemonstrationSAC(SAC):
             CheckpointError: no checkpoint, one of another schema, or one that does not fit `env`.
         """
         folder = Path(folder)
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            weights = load_file(folder / "weights.safetensors")
-            with np.load(folder / "replay.npz", allow_pickle=False) as file:
-                replay = dict(file)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder} is not a readable checkpoint ({error}); expected config.json, weights.safetensors and "
-                f"replay.npz as `save_checkpoint` writes them"
-            ) from error
-        if config.get("schema") != SCHEMA:
-            raise CheckpointError(f"{folder} has schema {config.get('schema')}; expected {SCHEMA}, train it again")
+        config, weights, replay = read_checkpoint(folder)
         check_single(env)
         for what, space in (("observation", env.observation_space), ("action", env.action_space)):
             if (saved := config[f"{what}_size"]) != (given := spaces.flatdim(space)):
@@ -660,7 +598,7 @@ class DemonstrationSAC(SAC):
                     f"{folder} was trained with {saved} {what} numbers and the environment has {given}; expected as "
                     f"many: make the environment with the settings of the training run"
                 )
-        demonstration = Demonstration(**{name: replay[f"original.{name}"] for name in _DEMONSTRATION})
+        demonstration = Demonstration(**{name: replay[f"original.{name}"] for name in COLUMNS})
         mean, scale = standardization(demonstration.observations)
         cloned = ClonedPolicy(mean, scale, config["action_size"], hidden=config["settings"]["hidden"])
         learner = cls(env, demonstration, **config["settings"], cloned=cloned)
@@ -680,19 +618,15 @@ class DemonstrationSAC(SAC):
             )
         except RuntimeError as error:
             raise CheckpointError(f"{folder} does not fit this learner: {' '.join(str(error).split())}") from error
+        if self.guide is not None:
+            self.guide.load_state_dict({k.removeprefix("guide."): v for k, v in weights.items() if k[:6] == "guide."})
         for name, optimizer in self._optimizers().items():
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for key, tensor in weights.items():
-                owner, _, rest = key.partition(".")
-                if owner == name:
-                    index, _, entry = rest.partition(".")
-                    state.setdefault(int(index), {})[entry] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            load_optimizer(name, optimizer, weights)
         if self.log_ent_coef is not None:
             with torch.no_grad():
                 self.log_ent_coef.copy_(weights["log_ent_coef"])
         for name, buffer in self._buffers().items():
-            for column in _COLUMNS:
+            for column in REPLAY_COLUMNS:
                 rows = replay[f"{name}.{column}"]
                 getattr(buffer, column)[: len(rows)] = rows
             buffer.pos, buffer.full = config["positions"][name]
@@ -701,7 +635,7 @@ class DemonstrationSAC(SAC):
         self.rng.bit_generator.state = config["rng"]
         torch.set_rng_state(weights["torch_rng"])
 
-    def _buffers(self) -> dict[str, NStepReplayBuffer]:
+    def _buffers(self) -> dict[str, EpisodeReplay]:
         return {"replay": self.replay_buffer, "demonstration": self.demonstration_buffer}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -711,58 +645,6 @@ class DemonstrationSAC(SAC):
         return optimizers
 
 
-_COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-_DEMONSTRATION = ("observations", "actions", "rewards", "next_observations", "terminated")
-
-
-class _Watch(BaseCallback):
-    """Checks every step and adds up what a `Rollout` reports."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._begin()
-
-    def _begin(self) -> None:
-        self.length, self.reward, self.task_reward, self.success = 0, 0.0, 0.0, False
-        self.phi: list[float] = []
-
-    def _on_rollout_start(self) -> None:
-        self._begin()
-
-    def _on_step(self) -> bool:
-        [info], [reward], [ended] = self.locals["infos"], self.locals["rewards"], self.locals["dones"]
-        observation = info["terminal_observation"] if ended else self.locals["new_obs"]
-        self.length += 1
-        if not (np.isfinite(observation).all() and np.isfinite(reward)):
-            raise TraceError(
-                f"the observation or the reward of decision {self.length} is not finite; check the sensor or "
-                f"the simulation"
-            )
-        self.reward += float(reward)
-        self.task_reward += float(info.get("task_reward", reward))
-        phi = info.get("phi")
-        if phi is not None and np.isfinite(phi):
-            self.phi.append(float(phi))
-        if ended:
-            self.success = succeeded(info)
-        return True
-
-
-def _check_fit(demonstration: Demonstration, env: VecEnv) -> None:
-    for what, array, space in (
-        ("observations", demonstration.observations, env.observation_space),
-        ("actions", demonstration.actions, env.action_space),
-    ):
-        if not isinstance(space, spaces.Box) or array.shape[1:] != space.shape:
-            raise TraceError(
-                f"the demonstration's {what} have shape {array.shape[1:]} and the environment's are {space}; expected "
-                f"one environment for both"
-            )
-    low, high = env.action_space.low, env.action_space.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise TraceError(f"the environment's actions are in {env.action_space}; expected finite bounds")
-    if (demonstration.actions < low - 1e-4).any() or (demonstration.actions > high + 1e-4).any():
-        raise TraceError(
-            f"the demonstration's actions reach from {demonstration.actions.min():.3g} to "
-            f"{demonstration.actions.max():.3g}, outside of {env.action_space}; clip them, as the environment does"
-        )
+def _mean(phi: Float[np.ndarray, " t"]) -> float | None:
+    judged = phi[np.isfinite(phi)]
+    return float(judged.mean()) if len(judged) else None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -26,15 +26,18 @@ from grm.fusion import Fuser, OnePerspective
 from grm.models.checkpoint import locate
 from grm.models.multiview import GRM, packaged_checkpoint
 from grm.train import Trainer, adapt
-from shaping import PotentialShaping, shaping_reward
+from shaping import Potential, PotentialShaping, ValueScale, shaping_reward, value_scale
 
 from .arms import Arm
+from .checkpoint import has_checkpoint
 from .classifier import fit_classifier
+from .collecting import Rollout
+from .demonstration import Demonstration
 from .features import VecViewFeatures
 from .gold import JudgedSuccess
 from .log import RolloutLog, arm_folder
 from .naive import NaiveReward, naive_reward
-from .offpolicy import Demonstration, DemonstrationSAC, Rollout
+from .offpolicy import DemonstrationSAC
 from .onlookers import (
     ClassifierOnlooker,
     DenseOnlooker,
@@ -74,6 +77,12 @@ class OneShotSettings:
     """Discount per decision, of learner and shaping alike."""
     shaping_weight: float = 0.1
     """Factor of the potential; see docs/log.md for what larger ones did."""
+    scale: Literal["linear", "value"] = "linear"
+    """Of the potential as it is added: as judged, or on the scale of the learner's values (`shaping.ValueScale`)."""
+    guidance: float = 0.0
+    """Weight of the potential a learner makes of what it was told (`policies.guide`); above 0 nothing is added here."""
+    guided_gamma: float = 0.9
+    """Discount of a guided learner's own."""
     pessimism: float = 0.0
     """Standard deviations of spread subtracted from the potential."""
     checkpoint_every: int = 1
@@ -290,17 +299,39 @@ def transitions(
         states = np.concatenate([states, np.stack([opinion.features for opinion in opinions])], axis=1)
     if arm.potential != "none":
         phi = np.array([np.nan if opinion.phi is None else opinion.phi for opinion in opinions])
-        if arm.combination == "shaping":
-            paid = shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
+        if arm.combination != "shaping":
+            paid = settings.shaping_weight * naive_reward(arm.combination, phi[:-1], phi[1:])
         else:
-            paid = naive_reward(arm.combination, phi[:-1], phi[1:])
-        rewards += np.nan_to_num(settings.shaping_weight * paid, nan=0.0)  # an abstention pays nothing
+            if settings.scale == "value":
+                phi = value_scale(phi, gamma=settings.gamma, horizon=len(demonstration))
+            paid = shaping_weight(settings) * shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
+        rewards += np.nan_to_num(paid, nan=0.0)  # an abstention pays nothing
     return Demonstration(
         observations=states[:-1],
         actions=demonstration.actions[:-1],
         rewards=rewards,
         next_observations=states[1:],
         terminated=terminated,
+    )
+
+
+def shaping_weight(settings: OneShotSettings) -> float:
+    """Factor of the potential as the environment adds it: a guided learner adds its own, and is only told Φ."""
+    return 0.0 if settings.guidance else settings.shaping_weight
+
+
+def make_learner(
+    arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, env: VecEnv
+) -> DemonstrationSAC:
+    """The arm's learner before its first rollout: the same one in every arm, guided where the arm has a potential."""
+    guided = arm.guided or (arm.potential != "none" and arm.combination == "shaping")
+    return DemonstrationSAC(
+        env,
+        transitions(arm, settings, demonstration, onlooker),
+        gamma=settings.gamma,
+        guidance=settings.guidance if guided else 0.0,
+        guided_gamma=settings.guided_gamma,
+        seed=settings.seed,
     )
 
 
@@ -315,7 +346,10 @@ def make_learner_env(
         if arm.gold != "environment":
             env = JudgedSuccess(watched)
         if arm.potential != "none" and arm.combination == "shaping":
-            env = PotentialShaping(env, watched.potential(), gamma=settings.gamma, weight=settings.shaping_weight)
+            potential: Potential[Any] = watched.potential()
+            if settings.scale == "value":
+                potential = ValueScale(potential, gamma=settings.gamma, horizon=len(demonstration))
+            env = PotentialShaping(env, potential, gamma=settings.gamma, weight=shaping_weight(settings))
         elif arm.potential != "none" and arm.combination != "shaping":
             env = NaiveReward(env, watched, arm.combination, settings.shaping_weight)
     log = ActionLog(env)
@@ -367,11 +401,10 @@ def run_arm(
     stopwatch = Stopwatch()
     env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch)
     checkpoint = own / "policy"
-    if checkpoint.exists():
+    if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
     else:
-        shown = transitions(arm, settings, demonstration, onlooker)
-        learner = DemonstrationSAC(env, shown, gamma=settings.gamma, seed=settings.seed)
+        learner = make_learner(arm, settings, demonstration, onlooker, env)
     if not arm.learns:
         env.close()
         _write_evaluation(

@@ -26,8 +26,8 @@ from grm.models.multiview import GRM, packaged_checkpoint
 from grm.train import adapt
 
 from .arms import GRM_SHAPED
+from .collecting import Rollout
 from .log import arm_folder
-from .offpolicy import Rollout
 from .one_shot import OneShotSettings, horizon_of, make_env, record_demonstration, run_arm, write_config
 
 DECISIONS_PER_FRAME = 2

@@ -138,4 +138,4 @@ def test_a_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     assert [name for name in names if "tests" in name.parts or "examples" in name.parts] == []
     shipped = {name.as_posix() for name in names}
     assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= shipped
-    assert {"grm/report/page.html", "grm/report/text.html"} <= shipped
+    assert {"grm/report/head.html", "grm/report/page.html", "grm/report/text.html"} <= shipped

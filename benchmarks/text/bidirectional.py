@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from envs.reasoning import Arithmetic, Habits, LabelledSolution, Mistake, TwoSided, World, make_solutions
+from envs.reasoning import Arithmetic, Habits, Mistake, TwoSided, World, make_solutions
+from envs.reasoning import LabelledSolution as Truth
+from grm.data.stepwise import LabelledSolution
 from grm.metrics import Interval, expected_interval, roc_auc
 from grm.text.bidirectional import BidirectionalJudge, Combination, Loss, fit_bidirectional
 from grm.text.conventions import TRL
-from grm.text.discriminative import LabelledSteps
+from grm.text.scoring import judge_all
 from grm.text.tiny import FitSettings, Passage, fit_language_model, make_model, make_tokenizer
 
 from ..results import write_result
@@ -40,11 +42,11 @@ WORLDS: dict[str, tuple[World[Any, Any], tuple[int, ...], Habits]] = {
 }
 
 
-def draw(name: str, count: int, seed: int, *, right: bool) -> list[LabelledSolution]:
+def draw(name: str, count: int, seed: int, *, right: bool) -> list[Truth]:
     """Solutions of all lengths, shuffled."""
     world, lengths, habits = WORLDS[name]
     rng = np.random.default_rng([seed, right])
-    solutions: list[LabelledSolution] = []
+    solutions: list[Truth] = []
     for length in lengths:
         solutions += make_solutions(
             [world],
@@ -57,7 +59,7 @@ def draw(name: str, count: int, seed: int, *, right: bool) -> list[LabelledSolut
     return [solutions[i] for i in rng.permutation(len(solutions))]
 
 
-def steps_of(solution: LabelledSolution) -> tuple[str, ...]:
+def steps_of(solution: Truth) -> tuple[str, ...]:
     """Without the answer, which is right by construction here and would only dilute the measure."""
     return solution.steps[:-1]
 
@@ -75,7 +77,7 @@ def learn_language(name: str, options: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def auc_by_kind(scores: Sequence[np.ndarray], solutions: Sequence[LabelledSolution]) -> dict[str, float]:
+def auc_by_kind(scores: Sequence[np.ndarray], solutions: Sequence[Truth]) -> dict[str, float]:
     """Of all steps, and of those that begin with a word of their own kind."""
     steps = [step for s in solutions for step in steps_of(s)]
     right = np.array([valid for s in solutions for valid in s.local[:-1]])
@@ -118,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.worlds:
             model, tokenizer = learn_language(name, options)
             examples = [
-                LabelledSteps(question=s.question, steps=steps_of(s), labels=s.local[:-1])
+                LabelledSolution(prompt=s.question, steps=steps_of(s), labels=s.local[:-1])
                 for s in draw(name, options.labelled, 1, right=False)
             ]
             test = draw(name, options.tested, 5, right=False)
@@ -131,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     steps = options.steps * (1 if combination in ("average", "gate") else 2)
                     settings = FitSettings(steps=steps, batch=32, learning_rate=3e-3, seed=its_seed)
                     fit_bidirectional(judge, examples, settings, loss=loss)
-                    scores[arm] = [j.score for j in judge.judge_all([(s.question, steps_of(s)) for s in test])]
+                    scores[arm] = [j.score for j in judge_all(judge, [(s.question, steps_of(s)) for s in test])]
                     usage = judge.network.usage
                     summary[f"{name}.forwards_per_solution.{arm}"] = usage.calls / len(test)
                     summary[f"{name}.tokens_per_solution.{arm}"] = usage.prompt_tokens / len(test)

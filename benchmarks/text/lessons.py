@@ -33,7 +33,7 @@ from grm.search.best_of_n import best_of
 from grm.search.vote import majority_vote
 from grm.text.annotate import Complete, Prefix, completer, consensus, judge_labels, monte_carlo_labels
 from grm.text.conventions import TRL
-from grm.text.discriminative import DiscriminativeJudge, LabelledSteps, fit_judge
+from grm.text.discriminative import DiscriminativeJudge, fit_judge
 from grm.text.huggingface import HuggingFaceModel
 from grm.text.metrics import (
     best_threshold,
@@ -44,6 +44,7 @@ from grm.text.metrics import (
     flawed_share,
     min_at_last_share,
 )
+from grm.text.scoring import judge_all
 from grm.text.tiny import FitSettings, Passage, fit_language_model, make_model, make_tokenizer
 
 from ..results import write_result
@@ -158,10 +159,6 @@ def labelled_from(solution: LabelledSolution, place: int) -> LabelledSolution:
     return replace(solution, labels=labels, first_error=place)
 
 
-def drilled(solutions: Sequence[LabelledSolution]) -> list[LabelledSteps]:
-    return [LabelledSteps(question=s.prompt, steps=s.steps, labels=s.labels) for s in solutions]
-
-
 def places(solutions: Sequence[LabelledSolution]) -> list[int | None]:
     return [s.first_error for s in solutions]
 
@@ -177,7 +174,7 @@ class Exam:
         self.right = [one.answer_right for one in self.solutions]
 
     def scores(self, judge: DiscriminativeJudge) -> list[np.ndarray]:
-        return [j.score for j in judge.judge_all([(one.question, one.steps) for one in self.solutions])]
+        return [j.score for j in judge_all(judge, [(one.question, one.steps) for one in self.solutions])]
 
     def marks(self, scores: Sequence[np.ndarray], threshold: float) -> dict[str, float]:
         """What there is to know of a judge by its scores; `threshold` was chosen elsewhere."""
@@ -287,7 +284,7 @@ def run(
     rows: list[dict[str, object]] = []
     for name, labelled in sets.items():
         trained = DiscriminativeJudge.on_top_of(base.model, base.tokenizer, CONVENTION, seed=seed)
-        fit_judge(trained, drilled(labelled), FitSettings(steps=fit_steps, batch=32, seed=seed))
+        fit_judge(trained, labelled, FitSettings(steps=fit_steps, batch=32, learning_rate=1e-3, seed=seed))
         threshold = best_threshold(tuning.scores(trained), tuning.truth)
         marks = exam.marks(exam.scores(trained), threshold)
         rows.append({"seed": seed, "labels": name, "solutions": len(labelled), "threshold": threshold, **marks})
@@ -318,10 +315,10 @@ def summarise(rows: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solutions", type=int, default=400, help="to be labelled, per seed")
+    parser.add_argument("--solutions", type=int, default=3000, help="to be labelled, per seed")
     parser.add_argument("--exam", type=int, default=600, help="solutions to measure on, per seed")
     parser.add_argument("--base-steps", type=int, default=1200)
-    parser.add_argument("--fit-steps", type=int, default=500, help="0: labels only, no judge is trained")
+    parser.add_argument("--fit-steps", type=int, default=2000, help="0: labels only, no judge is trained")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
@@ -348,7 +345,8 @@ def main() -> None:
         "solutions_per_seed": options.solutions,
         "fit_steps": options.fit_steps,
     }
-    print(write_result("text_lessons", summary, seeds=list(range(options.seeds)), rows=rows, **about))
+    name = "text_lessons_trained" if options.fit_steps else "text_lessons"
+    print(write_result(name, summary, seeds=list(range(options.seeds)), rows=rows, **about))
 
 
 if __name__ == "__main__":

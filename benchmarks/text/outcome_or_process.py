@@ -27,18 +27,20 @@ import torch
 from jaxtyping import Bool, Float
 from rich.progress import Progress
 
-from envs.reasoning import Arithmetic, Habits, LabelledSolution, Mistake, Problem
+from envs.reasoning import Arithmetic, Habits, Mistake, Problem
+from envs.reasoning import LabelledSolution as Truth
 from grm.aggregate import last, mean, minimum, product
+from grm.data.stepwise import LabelledSolution
 from grm.metrics import Interval, expected_interval, roc_auc
 from grm.reward import ScoredJudgement, ScoreKind
 from grm.text.conventions import TRL
 from grm.text.discriminative import (
     DiscriminativeJudge,
     DisORM,
-    LabelledSteps,
     fit_judge,
     outcome_labels,
 )
+from grm.text.scoring import judge_all
 from grm.text.tiny import FitSettings, Passage, fit_language_model, make_model, make_tokenizer
 
 from ..results import write_result
@@ -84,7 +86,7 @@ def best_of_n(scores: Float[np.ndarray, "problems n"], right: Bool[np.ndarray, "
     return float(((best & right).sum(1) / best.sum(1)).mean())
 
 
-def write(problem: Problem[Any], kind: str, rng: np.random.Generator, *, right: bool) -> LabelledSolution:
+def write(problem: Problem[Any], kind: str, rng: np.random.Generator, *, right: bool) -> Truth:
     """A solution of the kind; one whose answer comes out otherwise than it should is written anew."""
     corrected = kind == "forgiven" and rng.random() < FORGIVEN
     if right and not corrected:
@@ -99,7 +101,7 @@ def write(problem: Problem[Any], kind: str, rng: np.random.Generator, *, right: 
     return WORLD.solve(problem, rng, CARRIED_ON) if right else write(problem, kind, rng, right=right)
 
 
-def examples_of(count: int, lengths: Sequence[int], seed: int) -> list[LabelledSolution]:
+def examples_of(count: int, lengths: Sequence[int], seed: int) -> list[Truth]:
     """Labelled solutions of all lengths and kinds, half of them right."""
     rng = np.random.default_rng([seed, 1])
     return [
@@ -114,7 +116,7 @@ def examples_of(count: int, lengths: Sequence[int], seed: int) -> list[LabelledS
 class Candidates:
     """Of each problem N solutions, in order."""
 
-    solutions: list[LabelledSolution]
+    solutions: list[Truth]
     n: int
 
     @property
@@ -155,7 +157,7 @@ def candidates_of(kind: str, length: int, problems: int, n: int) -> Candidates:
 
 
 def fit_judges(
-    model: Any, tokenizer: Any, solutions: Sequence[LabelledSolution], options: argparse.Namespace, seed: int
+    model: Any, tokenizer: Any, solutions: Sequence[Truth], options: argparse.Namespace, seed: int
 ) -> dict[str, tuple[DiscriminativeJudge, DiscriminativeJudge | DisORM, dict[str, Aggregator]]]:
     """By name: the network, the judge and how it may be aggregated."""
     labels: dict[str, list[tuple[float | None, ...]]] = {
@@ -168,7 +170,7 @@ def fit_judges(
         kind = ScoreKind.CORRECTNESS if name == "steps" else ScoreKind.VALUE
         network = DiscriminativeJudge.on_top_of(model, tokenizer, replace(CONVENTION, kind=kind), seed=seed)
         examples = [
-            LabelledSteps(question=s.question, steps=s.steps, labels=of_solution)
+            LabelledSolution(prompt=s.question, steps=s.steps, labels=of_solution)
             for s, of_solution in zip(solutions, of_judge, strict=True)
         ]
         fit_judge(network, examples, FitSettings(steps=options.steps, batch=32, seed=seed))
@@ -224,7 +226,7 @@ def measure_trained(
         for seed in range(options.seeds):
             for name, (network, judge, aggregators) in fit_judges(model, tokenizer, labelled, options, seed).items():
                 for (kind, length), test in tests.items():
-                    judgements = judge.judge_all([(s.question, s.steps) for s in test.solutions])
+                    judgements = judge_all(judge, [(s.question, s.steps) for s in test.solutions])
                     for how, aggregate in aggregators.items():
                         measured = test.measure([aggregate(judgement) for judgement in judgements])
                         found.setdefault(("trained", kind, f"{name}.{how}", length), []).append(measured)

@@ -32,7 +32,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from rich.progress import Progress
 
 from envs.reasoning import Arithmetic, Habits, Hops, Problem, World
@@ -114,7 +113,7 @@ def grade(
 
 
 class Grader:
-    """A `LanguageModel` that grades by a program, slips, and counts the words it reads and writes."""
+    """A `Writer` that grades by a program, slips, and counts the words it reads and writes."""
 
     def __init__(self, rng: np.random.Generator, *, strict: bool, slip: float = SLIP) -> None:
         self.usage = Usage()
@@ -132,10 +131,6 @@ class Grader:
     ) -> list[list[Completion]]:
         """A list of grades for each prompt of `spare_prompt`, cut off behind `max_tokens` words."""
         return [[self._answer(prompt, max_tokens)] for prompt in prompts]
-
-    def choices(self, prompts: Sequence[str], options: Sequence[str]) -> Float[np.ndarray, "prompts options"]:
-        """Nobody asks."""
-        raise NotImplementedError
 
     def _answer(self, prompt: str, max_tokens: int) -> Completion:
         body, _, rest = prompt.rpartition("Student solution:")

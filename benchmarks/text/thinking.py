@@ -23,10 +23,11 @@ from rich.progress import Progress
 
 from envs.reasoning import FAULTLESS, Arithmetic, Problem
 from envs.reasoning import LabelledSolution as Truth
+from grm.data.stepwise import LabelledSolution
 from grm.metrics import Interval, expected_interval
 from grm.reward import Task, Thought
 from grm.text.conventions import TRL
-from grm.text.discriminative import DiscriminativeJudge, LabelledSteps, fit_judge
+from grm.text.discriminative import DiscriminativeJudge, fit_judge
 from grm.text.generative import (
     ThinkPRM,
     VerificationChain,
@@ -39,6 +40,7 @@ from grm.text.generative import (
 )
 from grm.text.huggingface import HuggingFaceModel
 from grm.text.metrics import first_error, first_error_f1, whole_solution_f1
+from grm.text.scoring import judge_all
 from grm.text.tiny import FitSettings, Passage, fit_language_model, make_model, make_tokenizer
 
 from ..results import write_result
@@ -140,7 +142,7 @@ def marks(
 
 def judge_directly(judge: DiscriminativeJudge, truths: Sequence[Truth]) -> dict[str, float]:
     before = judge.usage.prompt_tokens
-    scores = [one.score for one in judge.judge_all([(one.question, one.steps) for one in truths])]
+    scores = [one.score for one in judge_all(judge, [(one.question, one.steps) for one in truths])]
     found = [first_error(one) for one in scores]
     fine = [None if place is None else place < 0 for place in found]
     return marks(found, fine, truths, invalid=0.0, read=judge.usage.prompt_tokens - before, written=0.0)
@@ -194,7 +196,7 @@ def run(
             verifiers[name] = trained(base, kept, options.fit_steps, options.batch, seed)
     convention = replace(TRL, opening="{bos}{question}\n")
     direct = DiscriminativeJudge.on_top_of(base.model, base.tokenizer, convention, seed=seed)
-    examples = [LabelledSteps(question=one.question, steps=one.steps, labels=labels_of(one)) for one in learned]
+    examples = [LabelledSolution(prompt=one.question, steps=one.steps, labels=labels_of(one)) for one in learned]
     settings = FitSettings(steps=options.fit_steps, batch=options.batch, learning_rate=1e-3, seed=seed)
     fit_judge(direct, examples, settings)
     rows: list[dict[str, object]] = []

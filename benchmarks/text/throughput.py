@@ -1,6 +1,6 @@
 """How much of a bare model's forward throughput batched scoring reaches, and whether it is one forward per solution.
 
-Solutions of the reasoning worlds, 4 to 24 steps, are scored with `DiscriminativeJudge.judge_all`: text to tokens,
+Solutions of the reasoning worlds, 4 to 24 steps, are scored with `judge_all`: text to tokens,
 batches by length, forward, head, judgements. In turn with it, so that a slow moment of a shared machine hits both, the
 bare backbone's forward runs on the very batches that the judge made, tokens ready, with nothing read. Counted are
 tokens of solutions (not padding) per second; a ratio is within one round, reported is the median over rounds. The
@@ -20,6 +20,7 @@ from benchmarks.results import write_result
 from envs.reasoning import Arithmetic, Hops, Linear, make_solutions
 from grm.text.conventions import CONVENTIONS
 from grm.text.discriminative import DiscriminativeJudge
+from grm.text.scoring import judge_all
 from grm.text.tiny import make_model, make_tokenizer
 
 TEMPLATE = (
@@ -53,7 +54,7 @@ def measure(
 
     handle = judge.backbone.register_forward_pre_hook(watch, with_kwargs=True)
     before = judge.usage.prompt_tokens
-    judge.judge_all(solutions)  # also the warm-up
+    judge_all(judge, solutions)  # also the warm-up
     handle.remove()
     tokens = judge.usage.prompt_tokens - before
 
@@ -65,7 +66,7 @@ def measure(
     ratios, scoring = [], []
     bare()
     for _ in range(rounds):
-        alone, whole = seconds(bare, device), seconds(lambda: judge.judge_all(solutions), device)
+        alone, whole = seconds(bare, device), seconds(lambda: judge_all(judge, solutions), device)
         ratios.append(alone / whole)
         scoring.append(tokens / whole)
     return {

@@ -22,6 +22,7 @@ from .evaluate import Evaluate
 from .inspect import Inspect
 from .rl import Rl
 from .serve import Serve
+from .session import Session
 from .terminal import complaints, console
 from .text import Text
 from .train import Train
@@ -37,6 +38,7 @@ __all__ = [
     "Inspect",
     "Rl",
     "Serve",
+    "Session",
     "Text",
     "Train",
     "main",
@@ -52,6 +54,7 @@ Command = (
     | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Rl, tyro.conf.subcommand("rl")]
+    | Annotated[Session, tyro.conf.subcommand("session")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

@@ -15,8 +15,8 @@ from .output import check_output, command_line, commit
 from .terminal import console, progress_bar
 
 if TYPE_CHECKING:
+    from policies.collecting import Rollout
     from policies.grid import Cell
-    from policies.offpolicy import Rollout
 
 
 @dataclass(frozen=True)

@@ -215,11 +215,14 @@ def moving_average(success: Float[np.ndarray, " N"], window: int = WINDOW) -> Fl
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
-    """A template of this package with its slots filled.
+    """A template of this package, begun by the head that all pages share, with its slots filled.
 
-    One pass over the template, so that braces in the run's own text can never be taken for a slot.
+    One pass over both, so that braces in the run's own text can never be taken for a slot.
     """
-    text = resources.files(__package__).joinpath(template).read_text(encoding="utf-8")
+    head, body = (
+        resources.files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("head.html", template)
+    )
+    text = body.replace("{{head}}", head, 1)
     return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], text)
 
 

@@ -19,7 +19,7 @@ from ..data.journal import Journal, fingerprint
 from ..data.stepwise import LabelledSolution, first_error_of, until_first_error
 from ..errors import TraceError
 from ..reward import Judge, ScoredJudgement, ScoreKind, Task, Thought
-from .language import LanguageModel, Usage
+from .language import Usage, Writer
 from .steps import check_step, extract_answer, same_answer
 
 type Prefix = tuple[str, tuple[str, ...]]
@@ -32,7 +32,7 @@ type Complete = Callable[[Sequence[Prefix], int], Sequence[Sequence[str | None]]
 
 
 def completer(
-    model: LanguageModel,
+    model: Writer,
     prompt: Callable[[str, Sequence[str]], str],
     *,
     extract: Callable[[str], str | None] = extract_answer,
@@ -246,7 +246,7 @@ type Ungraded = Literal["unlabelled", "wrong", "outcome"]
 
 def spare_labels(
     solution: LabelledSolution,
-    model: LanguageModel,
+    model: Writer,
     reference: Sequence[str],
     *,
     context: Sequence[str] = (),

@@ -28,10 +28,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..data.stepwise import LabelledSolution
 from ..errors import CheckpointError, TraceError
 from ..reward import ScoredJudgement, ScoreKind, Task, Thought
 from .conventions import Convention
-from .discriminative import DiscriminativeJudge, LabelledSteps, _pairs, _Request
+from .discriminative import DiscriminativeJudge, _Request
+from .language import Usage
 from .tiny import Fit, FitSettings
 
 type Combination = Literal["gate", "average", "forward", "backward"]
@@ -50,7 +52,7 @@ class BidirectionalJudge:
     """A `DiscriminativeJudge`'s network, read in both directions. Only a `Judge`: it must see the end.
 
     A solution that does not fit the context is not judged at all, since one reading would miss its beginning, the
-    other its end; `network.dropped` counts its steps, `network.usage` both readings.
+    other its end; `network.dropped` counts its steps.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class BidirectionalJudge:
         return cls(DiscriminativeJudge.on_top_of(model, tokenizer, convention, seed=seed), combination)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu") -> Self:
         """From a folder that `save_pretrained` wrote. Raises `CheckpointError` for any other."""
         path = Path(folder) / "bidirectional.json"
         try:
@@ -96,7 +98,7 @@ class BidirectionalJudge:
             raise CheckpointError(
                 f"no bidirectional judge at {str(folder)!r} ({error}); expected what `save_pretrained` wrote"
             ) from error
-        made = cls(DiscriminativeJudge.from_pretrained(folder), combination)
+        made = cls(DiscriminativeJudge.from_pretrained(folder, device=device), combination)
         if made.gate is not None:
             try:
                 made.gate.load_state_dict(safetensors.torch.load_file(Path(folder) / "gate.safetensors"), strict=True)
@@ -116,40 +118,32 @@ class BidirectionalJudge:
             json.dumps({"combination": self.combination}) + "\n", encoding="utf-8"
         )
 
+    @property
+    def usage(self) -> Usage:
+        """The network's, both readings counted."""
+        return self.network.usage
+
     def judge(self, task: Task, steps: Sequence[Thought]) -> ScoredJudgement:
         """Scores are P(this step is right | the solution), the potential their product so far; the spread is 0."""
-        return self.judge_all([(task.instruction, [step.text for step in steps])])[0]
+        return self.judge_all([(task, steps)])[0]
 
     @torch.inference_mode()
-    def judge_all(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[ScoredJudgement]:
-        """Judge many (question, steps), those of like length together."""
-        readings = [self._readings(question, steps) for question, steps in solutions]
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[Thought]]]) -> list[ScoredJudgement]:
+        """Judge many, those of like length together."""
+        readings = [self._readings(task.instruction, [step.text for step in steps]) for task, steps in traces]
         fitting = [(i, reading) for i, reading in enumerate(readings) if reading is not None]
-        scores: list[Float[np.ndarray, " T"] | None] = [None for _ in solutions]
+        scores: list[Float[np.ndarray, " T"] | None] = [None for _ in traces]
         for batch in self.network._batches([forward for _, (forward, _) in fitting]):
             picked = [fitting[i] for i in batch]
             known = self._log_odds([reading for _, reading in picked]).double().sigmoid().cpu().numpy()
             asked = self._asked([reading for _, reading in picked])
             self.network.usage.calls += len(asked)
             self.network.usage.prompt_tokens += sum(len(request.new) for request in asked)
-            bounds = np.cumsum([len(solutions[i][1]) for i, _ in picked])[:-1]
+            bounds = np.cumsum([len(traces[i][1]) for i, _ in picked])[:-1]
             for (i, _), of_solution in zip(picked, np.split(known, bounds), strict=True):
                 scores[i] = of_solution
         return [
-            self._judgement(of_solution, len(steps)) for of_solution, (_, steps) in zip(scores, solutions, strict=True)
-        ]
-
-    def score(
-        self, questions: Sequence[str], outputs: Sequence[Sequence[str | Sequence[str]]]
-    ) -> list[list[list[float | None]]]:
-        """Raw scores [question][candidate][step]; None where the judge abstained. As `DiscriminativeJudge.score`."""
-        judgements = iter(self.judge_all(list(_pairs(questions, outputs))))
-        return [
-            [
-                [float(s) if judged else None for s, judged in zip(j.score, j.judged, strict=True)]
-                for j in (next(judgements) for _ in candidates)
-            ]
-            for candidates in outputs
+            self._judgement(of_solution, len(steps)) for of_solution, (_, steps) in zip(scores, traces, strict=True)
         ]
 
     def _judgement(self, scores: Float[np.ndarray, " T"] | None, length: int) -> ScoredJudgement:
@@ -205,7 +199,7 @@ class BidirectionalJudge:
 
 def fit_bidirectional(
     judge: BidirectionalJudge,
-    examples: Sequence[LabelledSteps],
+    examples: Sequence[LabelledSolution],
     settings: FitSettings | None = None,
     *,
     loss: Loss = "cross-entropy",
@@ -221,7 +215,7 @@ def fit_bidirectional(
 
 def bidirectional_fit(
     judge: BidirectionalJudge,
-    examples: Sequence[LabelledSteps],
+    examples: Sequence[LabelledSolution],
     settings: FitSettings | None = None,
     *,
     loss: Loss = "cross-entropy",
@@ -239,7 +233,7 @@ def bidirectional_fit(
     for example in examples:
         if loss == "ranking" and not {*example.labels} <= {None, 0.0, 1.0}:
             raise TraceError(f"labels {example.labels} to rank by; expected 0 and 1 (or None for a step without)")
-        reading = judge._readings(example.question, example.steps)
+        reading = judge._readings(example.prompt, example.steps)
         useful = any(label == 1 if loss == "ranking" else label is not None for label in example.labels)
         if useful and reading is not None:
             drilled.append((reading, example.labels))

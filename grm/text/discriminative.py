@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..data.stepwise import LabelledSolution
 from ..errors import CheckpointError, TraceError
 from ..reward import Judgement, ProcessReward, ScoredJudgement, ScoreKind, Task, Thought
-from .conventions import Asked, Asker, Convention, find_convention, split_steps, write_convention
+from .conventions import Asked, Asker, Convention, find_convention, write_convention
 from .language import Usage
 from .tiny import Fit, FitSettings, import_transformers
 
@@ -200,36 +201,19 @@ class DiscriminativeJudge(ProcessReward[Thought, Prefix]):
     @override
     def judge(self, task: Task, steps: Sequence[Thought]) -> ScoredJudgement:
         """One forward for the whole solution."""
-        return self.judge_all([(task.instruction, [step.text for step in steps])])[0]
+        return self.judge_all([(task, steps)])[0]
 
-    def judge_all(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[ScoredJudgement]:
-        """Judge many (question, steps), one forward each, those of like length together."""
+    @override
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[Thought]]]) -> list[ScoredJudgement]:
+        """One forward for each, those of like length together."""
         requests: list[_Request] = []
-        for question, steps in solutions:
-            whole = self.asker.ask(question, steps)
+        for task, steps in traces:
+            whole = self.asker.ask(task.instruction, [step.text for step in steps])
             reads = [read for read in whole.reads if read < self.context]
             requests.append(_Request(whole.tokens[: reads[-1] + 1] if reads else [], reads))
         answers = self._read(requests, remember=False)
         return [
-            self._judgement(scores, len(steps), 1.0)[0]
-            for (scores, _), (_, steps) in zip(answers, solutions, strict=True)
-        ]
-
-    def score(
-        self, questions: Sequence[str], outputs: Sequence[Sequence[str | Sequence[str]]]
-    ) -> list[list[list[float | None]]]:
-        """Raw scores [question][candidate][step]; None where the judge abstained.
-
-        A candidate is a list of steps, or a text that `split_steps` splits. Raises `TraceError` if there is not one
-        list of candidates per question.
-        """
-        judgements = iter(self.judge_all(list(_pairs(questions, outputs))))
-        return [
-            [
-                [float(s) if judged else None for s, judged in zip(j.score, j.judged, strict=True)]
-                for j in (next(judgements) for _ in candidates)
-            ]
-            for candidates in outputs
+            self._judgement(scores, len(steps), 1.0)[0] for (scores, _), (_, steps) in zip(answers, traces, strict=True)
         ]
 
     def _judgement(
@@ -373,23 +357,18 @@ class DisORM:
         """Takes over a step judge's network, to be fitted with `outcome_labels`."""
         self.network = network
 
+    @property
+    def usage(self) -> Usage:
+        """The network's."""
+        return self.network.usage
+
     def judge(self, task: Task, steps: Sequence[Thought]) -> ScoredJudgement:
         """Abstains also on the last step if the solution does not fit the context."""
-        return self.judge_all([(task.instruction, [step.text for step in steps])])[0]
+        return self.judge_all([(task, steps)])[0]
 
-    def judge_all(self, solutions: Sequence[tuple[str, Sequence[str]]]) -> list[ScoredJudgement]:
-        """Judge many (question, steps), one forward each."""
-        return [_last_only(judgement) for judgement in self.network.judge_all(solutions)]
-
-    def score(
-        self, questions: Sequence[str], outputs: Sequence[Sequence[str | Sequence[str]]]
-    ) -> list[list[float | None]]:
-        """P(right) [question][candidate]; None where the judge abstained."""
-        judgements = iter(self.judge_all(list(_pairs(questions, outputs))))
-        return [
-            [float(j.score[-1]) if len(j) and j.judged[-1] else None for j in (next(judgements) for _ in candidates)]
-            for candidates in outputs
-        ]
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[Thought]]]) -> list[ScoredJudgement]:
+        """One forward for each."""
+        return [_last_only(judgement) for judgement in self.network.judge_all(traces)]
 
 
 def _last_only(judgement: ScoredJudgement) -> ScoredJudgement:
@@ -400,28 +379,7 @@ def _last_only(judgement: ScoredJudgement) -> ScoredJudgement:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledSteps:
-    """A training example: T steps, each labelled with a chance in [0, 1], or not labelled (None).
-
-    Labels stay soft where they are soft. Raises `TraceError` for any other number: -100 is no label, None is.
-    """
-
-    question: str
-    steps: tuple[str, ...]
-    labels: tuple[float | None, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.steps) != len(self.labels):
-            raise TraceError(f"{len(self.labels)} labels for {len(self.steps)} steps; expected one per step")
-        for index, label in enumerate(self.labels):
-            if label is not None and not 0 <= label <= 1:
-                raise TraceError(
-                    f"label {label} of step {index}; expected a chance in [0, 1], or None for a step without a label"
-                )
-
-
-def until_first_error(labels: Sequence[float | None]) -> tuple[float | None, ...]:
+def labels_until_error(labels: Sequence[float | None]) -> tuple[float | None, ...]:
     """The labels up to the first below 1/2, None after it: what follows an error is not known to be right or wrong."""
     first = next((i for i, label in enumerate(labels) if label is not None and label < 0.5), len(labels))
     return tuple(label if i <= first else None for i, label in enumerate(labels))
@@ -436,7 +394,7 @@ def outcome_labels(steps: Sequence[str], *, right: bool) -> tuple[float | None, 
 
 def fit_judge(
     judge: DiscriminativeJudge,
-    examples: Sequence[LabelledSteps],
+    examples: Sequence[LabelledSolution],
     settings: FitSettings | None = None,
     *,
     progress: Callable[[int, float], None] | None = None,
@@ -444,13 +402,13 @@ def fit_judge(
     """Train backbone and head on labelled steps; returns the loss at the end, in nats per step. Changes the judge.
 
     Start from a network that knows the language (`DiscriminativeJudge.on_top_of` a trained one). A correctness judge
-    does not learn from the steps after an error (`until_first_error`); a value judge learns from all.
+    does not learn from the steps after an error (`labels_until_error`); a value judge learns from all.
     """
     return judge_fit(judge, examples, settings).run(progress=progress)
 
 
 def judge_fit(
-    judge: DiscriminativeJudge, examples: Sequence[LabelledSteps], settings: FitSettings | None = None
+    judge: DiscriminativeJudge, examples: Sequence[LabelledSolution], settings: FitSettings | None = None
 ) -> Fit[Any]:
     """The fit that `fit_judge` runs, for those who want to interrupt and resume it.
 
@@ -459,8 +417,10 @@ def judge_fit(
     """
     drilled: list[tuple[_Request, list[float]]] = []
     for example in examples:
-        labels = until_first_error(example.labels) if judge.convention.kind is ScoreKind.CORRECTNESS else example.labels
-        asked = judge.asker.ask(example.question, example.steps)
+        labels = (
+            labels_until_error(example.labels) if judge.convention.kind is ScoreKind.CORRECTNESS else example.labels
+        )
+        asked = judge.asker.ask(example.prompt, example.steps)
         if len(asked.reads) != len(labels):
             raise TraceError(f"{len(asked.reads)} tags for {len(labels)} labels; expected one tag per label")
         known = [(read, float(q)) for read, q in zip(asked.reads, labels, strict=True) if q is not None]
@@ -477,16 +437,6 @@ def judge_fit(
         return F.binary_cross_entropy_with_logits(logits, wanted)
 
     return Fit(judge.network, loss, drilled, settings)
-
-
-def _pairs(
-    questions: Sequence[str], outputs: Sequence[Sequence[str | Sequence[str]]]
-) -> Iterator[tuple[str, Sequence[str]]]:
-    if len(questions) != len(outputs):
-        raise TraceError(f"{len(questions)} questions and {len(outputs)} lists of candidates; expected one each")
-    for question, candidates in zip(questions, outputs, strict=True):
-        for candidate in candidates:
-            yield question, split_steps(candidate) if isinstance(candidate, str) else candidate
 
 
 def _new_head(convention: Convention, width: int) -> nn.Module:

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, override
 
 import numpy as np
 from jaxtyping import Float
@@ -74,6 +74,12 @@ class EndpointUsage(Usage):
     """Answers whose tokens the endpoint did not count; they are missing from the sums."""
     cost: float = 0.0
     """In the currency of the prices; 0 without prices."""
+
+    @override
+    def __str__(self) -> str:
+        known = f", {self.resumed:,} answers known before" if self.resumed else ""
+        # Not the bare super(): a dataclass with slots is another class than the one that was written here.
+        return Usage.__str__(self) + known + (f", cost {self.cost:.4f}" if self.cost else "")
 
 
 class EndpointModel:
@@ -172,6 +178,10 @@ class EndpointModel:
             bool(np.isnan(row).any()) and not answer["refused"] for row, answer in zip(rows, answers, strict=True)
         )
         return rows
+
+    def room(self, prompt: str) -> int | None:
+        """As `LanguageModel.room`: not known here; what is too long is answered by a refusal."""
+        return None
 
     def close(self) -> None:
         """Close the connections."""

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from ..errors import TraceError
 from ..reward import Judgement, ProcessReward, ScoredJudgement, ScoreKind, Task, Thought
-from .language import Completion, LanguageModel
+from .language import Completion, LanguageModel, Usage
 from .steps import check_step
 
 _LOOSE_BOX = re.compile(r"\\boxed\s*\{\s*(?:\\text(?:bf)?\s*\{)?\s*\**\s*([A-Za-z]+)\s*\**\s*\}?\s*\}")
@@ -203,15 +203,20 @@ class ThinkPRM:
         self._max_tokens, self._seed, self._fits = max_tokens, seed, fits
         self._temperature = temperature if temperature is not None else 0.0 if samples == 1 else 0.6
 
+    @property
+    def usage(self) -> Usage:
+        """The language model's."""
+        return self._model.usage
+
     def judge(self, task: Task, steps: Sequence[Thought]) -> CritiquedJudgement:
         """Judge one solution. Raises `TraceError` on a blank step."""
         [judgement] = self.judge_all([(task, steps)])
         return judgement
 
-    def judge_all(self, solutions: Sequence[tuple[Task, Sequence[Thought]]]) -> list[CritiquedJudgement]:
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[Thought]]]) -> list[CritiquedJudgement]:
         """Judge many in one batch. Raises `TraceError` on a blank step."""
-        texts = [[thought.text for thought in steps] for _, steps in solutions]
-        prompts = [self._format.prompt(task, steps) for (task, _), steps in zip(solutions, texts, strict=True)]
+        texts = [[thought.text for thought in steps] for _, steps in traces]
+        prompts = [self._format.prompt(task, steps) for (task, _), steps in zip(traces, texts, strict=True)]
         asked = [i for i, p in enumerate(prompts) if texts[i] and (self._fits is None or self._fits(p))]
         chains = self._write([prompts[i] for i in asked], [len(texts[i]) for i in asked])
         written = dict(zip(asked, chains, strict=True))
@@ -328,15 +333,20 @@ class GenORM:
         self._seed, self._format, self._fits = seed, format, fits
         self._temperature = temperature if temperature is not None else 0.0 if samples == 1 else 0.6
 
+    @property
+    def usage(self) -> Usage:
+        """The language model's."""
+        return self._model.usage
+
     def judge(self, task: Task, steps: Sequence[Thought]) -> CritiquedJudgement:
         """Judge one solution. Raises `TraceError` on a blank step."""
         [judgement] = self.judge_all([(task, steps)])
         return judgement
 
-    def judge_all(self, solutions: Sequence[tuple[Task, Sequence[Thought]]]) -> list[CritiquedJudgement]:
+    def judge_all(self, traces: Sequence[tuple[Task, Sequence[Thought]]]) -> list[CritiquedJudgement]:
         """Judge many in one batch. Raises `TraceError` on a blank step."""
-        prompts = [self._format.prompt(task, [thought.text for thought in steps]) for task, steps in solutions]
-        asked = [i for i, p in enumerate(prompts) if solutions[i][1] and (self._fits is None or self._fits(p))]
+        prompts = [self._format.prompt(task, [thought.text for thought in steps]) for task, steps in traces]
+        asked = [i for i, p in enumerate(prompts) if traces[i][1] and (self._fits is None or self._fits(p))]
         stop = _strings(self._format.end, self._format.question)
         critiques = _criticise(
             self._model,
@@ -361,7 +371,7 @@ class GenORM:
             if not np.isnan(p):
                 said[i].append(float(p))
         texts = {i: tuple(c.text for c in cs) for i, cs in zip(asked, critiques, strict=True)}
-        return [self._judgement(said[i], len(steps), texts.get(i, ())) for i, (_, steps) in enumerate(solutions)]
+        return [self._judgement(said[i], len(steps), texts.get(i, ())) for i, (_, steps) in enumerate(traces)]
 
     def _judgement(self, said: Sequence[float], length: int, critiques: tuple[str, ...]) -> CritiquedJudgement:
         potential, spread = np.full(length, np.nan), np.full(length, np.nan)
@@ -419,6 +429,11 @@ class GenPRM(ProcessReward[Thought, Criticised]):
         self._model, self._samples, self._max_tokens = model, samples, max_tokens
         self._seed, self._format, self._fits = seed, format or VerifierFormat(), fits
         self._temperature = temperature if temperature is not None else 0.0 if samples == 1 else 0.6
+
+    @property
+    def usage(self) -> Usage:
+        """The language model's."""
+        return self._model.usage
 
     @override
     def start(self, task: Task) -> Criticised:

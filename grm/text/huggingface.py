@@ -103,6 +103,10 @@ class HuggingFaceModel:
         completions = [self._completion(row, stop) for row in rows]
         return [completions[at : at + samples] for at in range(0, len(completions), samples)]
 
+    def room(self, prompt: str) -> int:
+        """As `LanguageModel.room`."""
+        return max(0, self.context - len(self._tokens(prompt)))
+
     @torch.inference_mode()
     def choices(self, prompts: Sequence[str], options: Sequence[str]) -> Float[np.ndarray, "prompts options"]:
         """As `LanguageModel.choices`, by the options' first tokens. Raises `TraceError` if two share theirs."""
@@ -203,9 +207,12 @@ class HuggingFaceModel:
             finish="stop" if row.finish == "stop" else "length",
         )
 
+    def _tokens(self, text: str) -> list[int]:
+        begins = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        return self.tokenizer(text, add_special_tokens=not begins)["input_ids"]
+
     def _encode(self, prompt: str) -> list[int]:
-        begins = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
-        tokens = self.tokenizer(prompt, add_special_tokens=not begins)["input_ids"]
+        tokens = self._tokens(prompt)
         if not tokens:
             raise TraceError("the prompt has no token; expected at least one")
         if len(tokens) >= self.context:
@@ -217,8 +224,7 @@ class HuggingFaceModel:
 
     def _first_token(self, prompt: str, tokens: list[int], option: str) -> int:
         """The option's first token where it follows the prompt; on its own, if the two would melt into one."""
-        begins = self.tokenizer.bos_token is not None and prompt.startswith(self.tokenizer.bos_token)
-        whole = self.tokenizer(prompt + option, add_special_tokens=not begins)["input_ids"]
+        whole = self._tokens(prompt + option)
         if whole[: len(tokens)] == tokens and len(whole) > len(tokens):
             return whole[len(tokens)]
         alone = self.tokenizer(option, add_special_tokens=False)["input_ids"]

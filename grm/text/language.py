@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -30,14 +30,22 @@ class Usage:
     completion_tokens: int = 0
     """Tokens that were generated."""
 
+    def __str__(self) -> str:
+        return f"{self.calls:,} calls, {self.prompt_tokens:,} tokens read, {self.completion_tokens:,} written"
 
-class LanguageModel(Protocol):
-    """A causal language model: a tiny one trained here, a Hugging Face checkpoint, an endpoint elsewhere."""
+
+@runtime_checkable
+class Metered(Protocol):
+    """A model or a judge that counts what it takes."""
 
     @property
     def usage(self) -> Usage:
         """What was computed or paid for so far; it counts on."""
         ...
+
+
+class Writer(Metered, Protocol):
+    """What continues prompts; enough for rollouts and for graders."""
 
     def generate(
         self,
@@ -52,6 +60,18 @@ class LanguageModel(Protocol):
         """`samples` continuations of each prompt. `temperature` 0 is greedy; here, a seed repeats itself."""
         ...
 
+
+class LanguageModel(Writer, Protocol):
+    """A causal language model: a tiny one trained here, a Hugging Face checkpoint, an endpoint elsewhere."""
+
     def choices(self, prompts: Sequence[str], options: Sequence[str]) -> Float[np.ndarray, "prompts options"]:
-        """P(option | prompt), normalised over the `options`, whose first tokens must differ; rows sum to 1."""
+        """P(option | prompt), normalised over the `options`, whose first tokens must differ.
+
+        Rows sum to 1, or are NaN where the model cannot say, which is an abstention and no probability: an endpoint
+        names its likeliest tokens only, and refuses a prompt that is longer than its context.
+        """
+        ...
+
+    def room(self, prompt: str) -> int | None:
+        """Tokens of the context that a prompt leaves for its continuation, not below 0; None if nobody here knows."""
         ...

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from ..aggregate import AGGREGATORS, USUAL
 from ..data.stepwise import LabelledSolution
 from ..errors import AbstainedError, TraceError
-from ..reward import Judge, ProcessReward, ScoredJudgement, ScoreKind, Task, Thought
-from .generative import CritiquedJudgement, GenORM, ThinkPRM
+from ..reward import BatchJudge, Judge, ScoredJudgement, ScoreKind, Task, Thought
+from .conventions import split_steps
+from .generative import CritiquedJudgement
 from .metrics import first_error, first_error_f1, whole_solution_f1
 
 type Question = tuple[str, Sequence[str]]
@@ -52,30 +53,31 @@ def judge_all(judge: Judge[Thought], questions: Sequence[Question]) -> list[Scor
 
     Raises `TraceError` for a judge whose answers do not say what kind of score they are.
     """
-    tasks = [(Task(instruction=problem), [Thought(text=step) for step in steps]) for problem, steps in questions]
-    if isinstance(judge, (ThinkPRM, GenORM)):
-        return list(judge.judge_all(tasks))
-    if isinstance(judge, ProcessReward) and not hasattr(judge, "judge_all"):
-        _, judgements = judge.extend([judge.start(task) for task, _ in tasks], [steps for _, steps in tasks])
-    elif hasattr(judge, "judge_all"):  # a discriminative judge: one forward for each, those of like length together
-        judgements = getattr(judge, "judge_all")(questions)  # noqa: B009
+    traces = [(Task(instruction=problem), [Thought(text=step) for step in steps]) for problem, steps in questions]
+    if isinstance(judge, BatchJudge):
+        judgements = judge.judge_all(traces)
     else:
-        judgements = [judge.judge(task, steps) for task, steps in tasks]
+        judgements = [judge.judge(task, steps) for task, steps in traces]
     return [_scored(judgement) for judgement in judgements]
 
 
 def score(
-    judge: Judge[Thought], questions: Sequence[str], outputs: Sequence[Sequence[Sequence[str]]]
+    judge: Judge[Thought], questions: Sequence[str], outputs: Sequence[Sequence[str | Sequence[str]]]
 ) -> list[list[list[float | None]]]:
     """Raw scores [question][candidate][step]; None where the judge abstained.
 
-    Raises `TraceError` if there is not one list of candidates, each a list of steps, per question.
+    A candidate is a list of steps, or a text that `split_steps` splits. Raises `TraceError` if there is not one list of
+    candidates per question.
     """
     if len(questions) != len(outputs):
         raise TraceError(f"{len(questions)} questions and {len(outputs)} lists of candidates; expected one each")
-    pairs = [(question, steps) for question, candidates in zip(questions, outputs, strict=True) for steps in candidates]
-    answers = iter(judge_all(judge, pairs))
-    return [[numbers(step_scores(next(answers))) for _ in candidates] for candidates in outputs]
+    pairs = [
+        (question, split_steps(candidate) if isinstance(candidate, str) else candidate)
+        for question, candidates in zip(questions, outputs, strict=True)
+        for candidate in candidates
+    ]
+    scores = (step_scores(judgement).tolist() for judgement in judge_all(judge, pairs))
+    return [[[None if math.isnan(s) else s for s in next(scores)] for _ in candidates] for candidates in outputs]
 
 
 def score_solutions(

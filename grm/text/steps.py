@@ -11,7 +11,12 @@ from fractions import Fraction
 from ..errors import TraceError
 
 _NUMBERED = re.compile(r"^[#*\s]*Step\s+(\d+)\s*[:.]", re.MULTILINE)
-_STATED = re.compile(r"(?:the\s+(?:final\s+)?answer\s+is|####)[^\S\n]*:?[^\S\n]*", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:the\s+(?:final\s+)?answer\s+is|####)[^\S\n]*:?[^\S\n]*"
+    # A line of its own: anything behind a colon, without one a single word, for "Answer the question" states nothing.
+    r"|^(?:wait,?[^\S\n]+)?(?:final[^\S\n]+)?answer(?:[^\S\n]*:[^\S\n]*|[^\S\n]+(?=\S+[^\S\n]*$))",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def split_paragraphs(text: str) -> list[str]:
@@ -58,7 +63,8 @@ def check_step(index: int, text: str, separator: str | None = None) -> None:
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The answer that a solution gives: in its last `\boxed{}`, or else after its last "The answer is" or "####".
+    r"""The answer that a solution gives: in its last `\boxed{}`, or else after its last "The answer is" or "####", or
+    on its last line "Answer: x" or "answer x".
 
     None if it gives none, an empty one, or a box that is never closed: that is no answer, and no guess either.
     """

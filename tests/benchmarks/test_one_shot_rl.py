@@ -94,7 +94,10 @@ def cell(folder, arm, task="reach-v3", seed=0):
 def test_a_row_counts_what_the_head_said_against_the_truth(tmp_path):
     said = [True, True, False, False] * 10
     true = [True, False, True, False] * 10
-    rows = [{"success": s, "true_success": t, "length": 10, "abstained": 1, "learn_s": 3.0} for s, t in zip(said, true, strict=True)]
+    rows = [
+        {"success": s, "true_success": t, "length": 10, "abstained": 1, "learn_s": 3.0}
+        for s, t in zip(said, true, strict=True)
+    ]
     write_cell(tmp_path, GRM_ONLY, 0.4, rows)
     found = row_of(cell(tmp_path, GRM_ONLY))
     assert (found["false_successes"], found["missed_successes"]) == (10, 10)

@@ -73,7 +73,7 @@ def test_a_small_run(models, monkeypatch):
     )
     lessons.main()
     [((name, summary), about)] = found
-    assert name == "text_lessons"
+    assert name == "text_lessons_trained"
     assert about["rollouts"] == ROLLOUTS
     assert [row["labels"] for row in about["rows"]] == ["gold", "consensus", "rollouts", "judge", "gold_few", "random"]
     assert summary["location_accuracy_gold"].value == summary["location_f1_gold"].value == 1

@@ -13,7 +13,8 @@ def test_names_are_unique_and_found():
 
 def test_every_arm_is_another_experiment():
     essence = [
-        (a.learns, a.gold, a.potential, a.combination, a.adapted, a.perspective, a.inputs, a.views) for a in ARMS
+        (a.learns, a.gold, a.potential, a.combination, a.guided, a.adapted, a.perspective, a.inputs, a.views)
+        for a in ARMS
     ]
     assert len(set(essence)) == len(essence)
 
@@ -38,5 +39,5 @@ def test_who_needs_pictures_and_which_network(arm, judged, grm):
 
 def test_ablations_differ_from_the_grm_arm_in_one_thing():
     for arm in ABLATIONS:
-        fields = ("learns", "gold", "potential", "combination", "adapted", "perspective", "inputs", "views")
+        fields = ("learns", "gold", "potential", "combination", "guided", "adapted", "perspective", "inputs", "views")
         assert sum(getattr(arm, name) != getattr(GRM_SHAPED, name) for name in fields) == 1, arm.name

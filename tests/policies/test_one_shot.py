@@ -16,6 +16,7 @@ from policies.one_shot import (
     ActionLog,
     horizon_of,
     make_env,
+    make_learner,
     make_learner_env,
     missing,
     onlooker_of,
@@ -161,6 +162,37 @@ class Saying(Onlooker):
         return self.opinions[min(self.at, len(self.opinions) - 1)]
 
 
+def test_on_the_value_scale_the_demonstrated_path_is_paid_about_nothing(demonstration):
+    settings = dataclasses.replace(SETTINGS, shaping_weight=1.0, scale="value", gamma=0.98)
+    opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
+    shown = transitions(GRM_SHAPED, settings, demonstration, Saying(*opinions))
+    linear = transitions(GRM_SHAPED, dataclasses.replace(settings, scale="linear"), demonstration, Saying(*opinions))
+    assert np.abs(shown.rewards[:-1]).max() < 0.001 < np.abs(linear.rewards[:-1]).max()
+    venv, _ = make_learner_env(GRM_SHAPED, settings, demonstration, Saying(*opinions[:2]), Stopwatch())
+    venv.seed(3)
+    venv.reset()
+    _, [reward], _, [info] = venv.step(np.zeros((1, 4), np.float32))
+    assert reward == pytest.approx(shown.rewards[0], abs=1e-6)
+    assert info["phi"] == pytest.approx(0.98 ** ((1 - opinions[1].phi) * len(demonstration)))
+    venv.close()
+
+
+def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
+    settings = dataclasses.replace(SETTINGS, guidance=1.0, gamma=0.98)
+    opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
+    for arm, guided in ((SPARSE, False), (GRM_SHAPED, True), (arm_named("self_guided"), True)):
+        onlooker = Saying(*opinions) if arm == GRM_SHAPED else None
+        venv, _ = make_learner_env(arm, settings, demonstration, onlooker, Stopwatch())
+        learner = make_learner(arm, settings, demonstration, onlooker, venv)
+        assert (learner.guide is not None) == guided, arm.name
+        venv.seed(3)
+        venv.reset()
+        _, [reward], _, [info] = venv.step(np.zeros((1, 4), np.float32))
+        assert reward == 0.0
+        assert info.get("phi") == (opinions[1].phi if arm == GRM_SHAPED else None)
+        venv.close()
+
+
 def test_an_abstention_shapes_nothing_of_the_demonstration(demonstration):
     phi = np.linspace(0.1, 0.9, len(demonstration))
     opinions = [Opinion(phi=float(value)) for value in phi]
@@ -226,7 +258,9 @@ def test_a_policy_that_sees_what_a_robot_sees(begun, demonstration, model):
     np.testing.assert_allclose(shown.observations[4, 7:], opinions[4].features, atol=1e-4)
     np.testing.assert_allclose(
         shown.rewards,
-        transitions(GRM_SHAPED, SETTINGS, demonstration, onlooker_of(GRM_SHAPED, SETTINGS, demonstration, begun)).rewards,
+        transitions(
+            GRM_SHAPED, SETTINGS, demonstration, onlooker_of(GRM_SHAPED, SETTINGS, demonstration, begun)
+        ).rewards,
         atol=1e-5,
     )
 

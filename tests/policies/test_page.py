@@ -7,8 +7,8 @@ import pytest
 
 from envs.metaworld import MetaWorldEnv
 from grm.data.lerobot import read_episodes
-from grm.report import Clip
 from grm.models.multiview import GRM
+from grm.report import Clip
 from policies.arms import CLONED, GRM_ONLY, GRM_SHAPED, SPARSE
 from policies.grid import Cell, write_metrics
 from policies.log import COLUMNS, arm_folder

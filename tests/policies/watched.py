@@ -26,7 +26,13 @@ class World(gym.Env):
         self.decisions += 1
         success = self.decisions in self.successes
         truncated = self.decisions >= self.horizon and not success
-        return {"state": np.full(1, self.decisions, np.float32)}, float(success), success, truncated, {"success": success}
+        return (
+            {"state": np.full(1, self.decisions, np.float32)},
+            float(success),
+            success,
+            truncated,
+            {"success": success},
+        )
 
 
 class Script(Onlooker):

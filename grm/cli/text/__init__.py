@@ -7,22 +7,24 @@ import tyro
 
 from ...errors import GrmError
 from .annotate import TextAnnotate
+from .bench import TextBench
 from .score import TextScore
 from .search import TextSearch
 from .train import TextTrain
 
-__all__ = ["Text", "TextAnnotate", "TextScore", "TextSearch", "TextTrain"]
+__all__ = ["Text", "TextAnnotate", "TextBench", "TextScore", "TextSearch", "TextTrain"]
 
 
 @dataclass(frozen=True)
 class Text:
-    """Reasoning steps: score solutions, train and label for judges, search with them."""
+    """Reasoning steps: score solutions, train and label for judges, search with them, measure them."""
 
     verb: (
         Annotated[TextScore, tyro.conf.subcommand("score")]
         | Annotated[TextTrain, tyro.conf.subcommand("train")]
         | Annotated[TextAnnotate, tyro.conf.subcommand("annotate")]
         | Annotated[TextSearch, tyro.conf.subcommand("search")]
+        | Annotated[TextBench, tyro.conf.subcommand("bench")]
     )
 
     def run(self) -> None:

@@ -24,11 +24,11 @@ from ...data.stepwise import (
     to_trl,
 )
 from ...errors import TraceError
-from ...text.language import LanguageModel, Usage
+from ...text.language import LanguageModel, Metered, Usage
 from ..output import command_line, commit
 from ..terminal import console, progress_bar
 from .files import begin, complain, interrupted, read_files, unescape, write_json, write_lines
-from .models import Judging, load_language_model, load_text_judge, spent, usage_of
+from .models import Judging, load_language_model, load_text_judge
 from .score import numbers_table
 
 PROMPT = (
@@ -166,7 +166,8 @@ class TextAnnotate(Judging):
             },
         )
         console.print(numbers_table(list(numbers.items()), title=f"labels by {self.how}"))
-        console.print(f"{spent(cost) or 'nothing was asked of a language model'} ({paid} labellings in this run)")
+        said = str(cost) if cost != Usage() else "nothing was asked of a language model"
+        console.print(f"{said} ({paid} labellings in this run)")
         complain(broken)
         console.print(f"wrote labels.jsonl and summary.json to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
         if broken:
@@ -193,7 +194,8 @@ class TextAnnotate(Judging):
             )
         if self.how in ("judge", "consensus"):
             judge = load_text_judge(self, answers)
-            found.append(("judge", lambda one: judge_labels(one, judge, threshold=self.threshold), usage_of(judge)))
+            usage = judge.usage if isinstance(judge, Metered) else None
+            found.append(("judge", lambda one: judge_labels(one, judge, threshold=self.threshold), usage))
         if self.how == "spare":
             grader, references = self._model(answers), self._references()
 

@@ -1,14 +1,13 @@
 """Which judge and which language model: a folder, a Hub id, an endpoint, or arithmetic."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ...errors import CheckpointError, TraceError
 from ...reward import Judge, Thought
-from ...text.language import LanguageModel, Usage
+from ...text.language import LanguageModel, Metered
 
 ARITHMETIC = "arithmetic"
 ENDPOINT = "endpoint:"
@@ -17,7 +16,7 @@ CRITIQUE_TOKENS = 2048
 _CLOSING = 64
 """Tokens kept free for the question after a critique."""
 
-type Method = Literal["auto", "disprm", "disorm", "genprm", "genorm", "thinkprm"]
+type Method = Literal["auto", "disprm", "disorm", "bidirectional", "genprm", "genorm", "thinkprm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,9 @@ class Judging(Endpoints):
     """A checkpoint's folder or Hub id, `endpoint:NAME` for a model behind `--url`, or `arithmetic`, which recomputes
     steps such as `x2 = (x0 * x1) mod 7 = 1`."""
     method: Method = "auto"
-    """disprm: a head scores every step; disorm: only the solution. genprm: a language model criticises every step,
-    genorm: the solution, thinkprm: all steps in one chain. auto: thinkprm for an endpoint, else disprm."""
+    """disprm: a head scores every step; disorm: only the solution; bidirectional: every step, read from both ends.
+    genprm: a language model criticises every step, genorm: the solution, thinkprm: all steps in one chain. auto:
+    thinkprm for an endpoint, else what the checkpoint was trained as."""
     convention: str = ""
     """How a checkpoint wants to be asked: qwen, math-shepherd, skywork, rlhflow or trl; found where it says so."""
     samples: int = 1
@@ -115,13 +115,19 @@ def load_text_judge(settings: Judging, journal: Path | None = None) -> Judge[Tho
         return ArithmeticJudge()
     at_endpoint = settings.judge.startswith(ENDPOINT)
     if method == "auto":
-        method = "thinkprm" if at_endpoint else "disprm"
-    if method in ("disprm", "disorm"):
+        both = (Path(settings.judge) / "bidirectional.json").exists()
+        method = "thinkprm" if at_endpoint else "bidirectional" if both else "disprm"
+    if method in ("disprm", "disorm", "bidirectional"):
         if at_endpoint:
             raise TraceError(f"--method {method} at an endpoint, which gives no scores of steps; expected a checkpoint")
+        from ...text.bidirectional import BidirectionalJudge
         from ...text.discriminative import DiscriminativeJudge, DisORM
 
         hush()
+        if method == "bidirectional":
+            if settings.convention:
+                raise TraceError(f"--convention {settings.convention} for {method}; expected none, its folder says so")
+            return BidirectionalJudge.from_pretrained(settings.judge, device=settings.device)
         judge = DiscriminativeJudge.from_pretrained(settings.judge, settings.convention or None, device=settings.device)
         return judge if method == "disprm" else DisORM(judge)
     if settings.convention:
@@ -130,39 +136,19 @@ def load_text_judge(settings: Judging, journal: Path | None = None) -> Judge[Tho
 
     model = load_language_model(settings.judge, settings, journal)
     verifier = {"genprm": GenPRM, "genorm": GenORM, "thinkprm": ThinkPRM}[method]
-    tokens, fits = _room(model, settings.critique_tokens)
-    return verifier(model, samples=settings.samples, max_tokens=tokens, fits=fits)
-
-
-def usage_of(*models: object) -> Usage | None:
-    """What a judge or language model counted; None if none of them counts."""
-    for model in models:
-        inner = getattr(model, "network", model)  # of an outcome judge
-        for owner in (model, inner, getattr(model, "_model", None)):
-            usage = getattr(owner, "usage", None)
-            if isinstance(usage, Usage):
-                return usage
-    return None
-
-
-def spent(usage: Usage | None) -> str:
-    """What it took, in words; empty if nobody counted."""
-    if usage is None or not (usage.calls or usage.prompt_tokens):
-        return ""
-    said = f"{usage.calls:,} calls, {usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written"
-    cost, resumed = getattr(usage, "cost", 0.0), getattr(usage, "resumed", 0)
-    return said + (f", {resumed:,} answers known before" if resumed else "") + (f", cost {cost:.4f}" if cost else "")
-
-
-def _room(model: LanguageModel, tokens: int | None) -> tuple[int, Callable[[str], bool] | None]:
-    """Tokens of a critique, and whether a prompt leaves room for it and for the question at its end."""
-    context: Any = getattr(model, "context", None)
-    if context is None:  # an endpoint says so itself
-        return CRITIQUE_TOKENS if tokens is None else tokens, None
-    budget = context // 4 if tokens is None else tokens
-    tokenizer: Any = getattr(model, "tokenizer")  # noqa: B009
+    whole = model.room("")
+    budget = settings.critique_tokens
+    if budget is None:
+        budget = CRITIQUE_TOKENS if whole is None else whole // 4
 
     def fits(prompt: str) -> bool:
-        return len(tokenizer(prompt)["input_ids"]) + budget + _CLOSING <= context
+        room = model.room(prompt)
+        return room is None or room >= budget + _CLOSING
 
-    return budget, fits
+    return verifier(model, samples=settings.samples, max_tokens=budget, fits=fits)
+
+
+def spent(model: object) -> str:
+    """What a judge or language model took, in words; empty if it does not count, or took nothing."""
+    usage = model.usage if isinstance(model, Metered) else None
+    return str(usage) if usage is not None and (usage.calls or usage.prompt_tokens) else ""

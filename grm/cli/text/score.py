@@ -17,7 +17,7 @@ from ...reward import Judge, ScoredJudgement, Thought
 from ..output import command_line, commit
 from ..terminal import console, progress_bar
 from .files import begin, complain, interrupted, read_files, write_json, write_lines
-from .models import Judging, load_text_judge, spent, usage_of
+from .models import Judging, load_text_judge, spent
 
 NAMES = {
     "solutions": "solutions",
@@ -77,7 +77,7 @@ class TextScore(Judging):
         if not scored:
             raise broken[0]
         found = summary(scored, threshold=self.threshold)
-        cost = spent(usage_of(judge))
+        cost = spent(judge)
         write_lines(self.out / "scores.jsonl", [to_record(one) for one in scored])
         kind, aggregator = scored[0].judgement.kind.value, scored[0].aggregator
         about = {"judge": self.judge, "method": self.method, "kind": kind, "aggregator": aggregator}
@@ -142,7 +142,7 @@ def judge_resumably(
                 group = solutions[at : at + batch]
                 keys = [fingerprint({"problem": one.prompt, "steps": one.steps}) for one in group]
                 missing = {key: one for key, one in zip(keys, group, strict=True) if key not in journal}
-                for key, judgement in _judge(judge_all, judge, missing, broken):
+                for key, judgement in judge_or_leave_out(judge_all, judge, missing, broken):
                     journal.append(key, to_entry(judgement))
                 for key, one in zip(keys, group, strict=True):
                     entry = journal.get(key)
@@ -163,7 +163,7 @@ def numbers_table(rows: Sequence[tuple[str, float]], *, title: str) -> Table:
     return table
 
 
-def _judge(judge_all, judge, missing, broken):
+def judge_or_leave_out(judge_all, judge, missing, broken):
     """Judgements by key; where a batch is refused each is asked alone, so that only the bad ones are left out."""
     questions = [(one.prompt, one.steps) for one in missing.values()]
     try:
@@ -175,4 +175,4 @@ def _judge(judge_all, judge, missing, broken):
             broken.append(TraceError(f"{one.source or repr(one.prompt[:40])}: {error}"))
             return
     for key, one in missing.items():
-        yield from _judge(judge_all, judge, {key: one}, broken)
+        yield from judge_or_leave_out(judge_all, judge, {key: one}, broken)

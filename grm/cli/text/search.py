@@ -20,7 +20,7 @@ from ..output import command_line, commit
 from ..terminal import console, progress_bar
 from .annotate import PROMPT
 from .files import Question, begin, complain, interrupted, read_questions, unescape, write_json, write_lines
-from .models import Judging, load_language_model, load_text_judge, spent, usage_of
+from .models import Judging, load_language_model, load_text_judge, spent
 from .score import numbers_table
 
 
@@ -151,7 +151,7 @@ class TextSearch(Judging):
             )
         console.print(numbers_table(rows, title=f"{self.how} by {self.judge or 'nobody'}"))
         for name, model in (("policy", policy), ("judge", judge)):
-            if cost := spent(usage_of(model)):
+            if cost := spent(model):
                 console.print(f"{name}: {cost}", highlight=False)
         complain(broken)
         console.print(f"wrote {wrote} to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)

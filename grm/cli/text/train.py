@@ -41,6 +41,9 @@ class TextTrain:
     kind: Literal["", "correctness", "value"] = ""
     """What its numbers mean: correctness where people or judges labelled, value where rollouts did; by default the
     convention's."""
+    bidirectional: bool = False
+    """A judge that reads the solution from both ends, for finished solutions only; it learns from the labels after an
+    error, too."""
     steps: int = 1000
     """Gradient steps."""
     batch: int = 16
@@ -61,8 +64,9 @@ class TextTrain:
 
     def run(self) -> None:
         """Read, train, save now and then, report on what was kept out."""
+        from ...text.bidirectional import BidirectionalJudge, bidirectional_fit
         from ...text.conventions import find_convention
-        from ...text.discriminative import DiscriminativeJudge, LabelledSteps, judge_fit
+        from ...text.discriminative import DiscriminativeJudge, judge_fit
         from ...text.huggingface import HuggingFaceModel
         from ...text.scoring import score_solutions, summary
         from ...text.tiny import FitSettings
@@ -83,10 +87,13 @@ class TextTrain:
         hush()
         model = HuggingFaceModel.from_pretrained(self.backbone, device=self.device, dtype="float32")
         judge = DiscriminativeJudge.on_top_of(model.model, model.tokenizer, convention, seed=self.seed)
-        examples = [LabelledSteps(question=one.prompt, steps=one.steps, labels=one.labels) for one in training]
-        _check(judge.asker.ask, examples)
+        _check(judge.asker.ask, training)
         settings = FitSettings(steps=self.steps, batch=self.batch, learning_rate=self.learning_rate, seed=self.seed)
-        fit = judge_fit(judge, examples, settings)
+        if self.bidirectional:
+            judge = BidirectionalJudge(judge)
+            fit = bidirectional_fit(judge, training, settings)
+        else:
+            fit = judge_fit(judge, training, settings)
         begin(self, self.out, resume=self.resume, name="run.json")
         state = self.out / STATE
         if state.exists():
@@ -136,9 +143,9 @@ def _check(ask, examples) -> None:
     faults: list[TraceError] = []
     for one in examples:
         try:
-            ask(one.question, one.steps)
+            ask(one.prompt, one.steps)
         except TraceError as error:
-            faults.append(TraceError(f"{one.question[:40]!r}: {error}"))
+            faults.append(TraceError(f"{one.prompt[:40]!r}: {error}"))
     if faults:
         raise TraceError(
             f"{len(faults)} of {len(examples)} solutions cannot be asked by this convention, the first is {faults[0]} "

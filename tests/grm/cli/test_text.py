@@ -162,6 +162,42 @@ def test_an_endpoint_that_is_down_is_one_error(refused, tmp_path, chains):
     assert url in refused("text", "score", chains, "--out", tmp_path / "out", *given)
 
 
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+def test_bench_counts_what_a_judge_computes(tmp_path, chains, checkpoint, capsys):
+    data = write(tmp_path / "d.jsonl", [{"problem": QUESTION, "steps": STEPS[:n], "label": n - 3} for n in (2, 3, 5)])
+    out = tmp_path / "out"
+    assert grm("text", "bench", data, "--judge", checkpoint, "--rounds", 2, "--out", out) == 0
+    found = json.loads((out / "summary.json").read_text())
+    speed, network = found["speed"], judge(TRL)
+    tokens = [network.asker.ask(QUESTION, STEPS[:n]).reads[-1] + 1 for n in (2, 3, 5)]
+    assert speed["passes per solution"] == 1
+    assert speed["tokens read per solution"] == pytest.approx(sum(tokens) / 3, abs=1e-5)
+    assert speed["tokens read step by step / tokens read at once"] == 1, "no token is read twice"
+    assert speed["steps per second"] == pytest.approx(speed["solutions per second"] * 10 / 3, rel=1e-4)
+    assert "first_error_f1" in found["summary"]
+    assert "passes per solution" in capsys.readouterr().out
+    out = tmp_path / "arithmetic"
+    assert grm("text", "bench", chains, "--judge", "arithmetic", "--out", out) == 0
+    assert "passes per solution" not in json.loads((out / "summary.json").read_text())["speed"], "it does not count"
+
+
+def test_bench_asks_an_endpoint_once(tmp_path, chains, monkeypatch):
+    model = Scripted(lambda prompt, k: r"\boxed{incorrect}")
+    monkeypatch.setattr(models, "load_language_model", lambda *given: model)
+    out = tmp_path / "out"
+    given = ("--judge", "endpoint:m", "--method", "genprm", "--out", out)
+    assert grm("text", "bench", chains, *given) == 0
+    assert model.usage.calls == sum(len(one["steps"]) for one in CHAINS)
+
+
+def test_bench_refuses(refused, tmp_path, chains):
+    given = ("text", "bench", chains, "--judge", "arithmetic", "--out", tmp_path / "out")
+    assert "rounds 0" in refused(*given, "--rounds", 0)
+    assert not (tmp_path / "out").exists()
+
+
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +217,19 @@ def test_train_makes_a_judge_that_score_reads(tmp_path, backbone, capsys):
     assert grm(*given, "--validation", 0.5, "--resume") == 0
     assert contents(out)["head.safetensors"] == before, "a finished run has nothing left to learn"
     assert grm("text", "score", data, "--judge", out, "--out", tmp_path / "scores") == 0
+
+
+def test_a_judge_trained_from_both_ends_is_read_as_one(refused, tmp_path, backbone):
+    records = [{"prompt": f"{QUESTION} {k}", "completions": STEPS[:2], "labels": [True, bool(k % 2)]} for k in range(6)]
+    data, out = write(tmp_path / "d.jsonl", records), tmp_path / "judge"
+    given = ("--backbone", backbone, "--bidirectional", "--steps", 1, "--batch", 2, "--validation", 0)
+    assert grm("text", "train", data, *given, "--out", out) == 0
+    for method in ("auto", "bidirectional", "disprm"):
+        assert grm("text", "score", data, "--judge", out, "--method", method, "--out", tmp_path / method) == 0
+    scores = {m: lines(tmp_path / m / "scores.jsonl")[0]["scores"] for m in ("auto", "bidirectional", "disprm")}
+    assert scores["auto"] == scores["bidirectional"] != scores["disprm"]
+    search = ("text", "search", data, "--policy", backbone, "--how", "beam", "--judge", out, "--out", tmp_path / "s")
+    assert "judges finished solutions only" in refused(*search)
 
 
 def test_train_refuses(refused, tmp_path, backbone):

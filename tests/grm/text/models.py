@@ -37,6 +37,9 @@ class Scripted:
         first = np.array([self._weighs(p) for p in prompts])
         return np.stack([first, 1 - first], axis=1)
 
+    def room(self, prompt: str) -> None:
+        return None
+
     def _one(self, text: str, max_tokens: int, stop: Sequence[str]) -> Completion:
         at = min((i for i in (text.find(s) for s in stop) if i >= 0), default=len(text))
         text = text[:at]

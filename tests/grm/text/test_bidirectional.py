@@ -7,6 +7,7 @@ import torch
 
 from envs.reasoning import Habits, TwoSided, make_solutions
 from grm.aggregate import last, minimum
+from grm.data.stepwise import LabelledSolution
 from grm.errors import CheckpointError, TraceError
 from grm.metrics import roc_auc
 from grm.reward import Judge, ProcessReward, ScoreKind, Task, Thought
@@ -20,7 +21,7 @@ from grm.text.bidirectional import (
     ranking_loss,
 )
 from grm.text.conventions import QWEN, RLHFLOW, SKYWORK, TRL
-from grm.text.discriminative import LabelledSteps
+from grm.text.scoring import judge_all, score
 from grm.text.tiny import FitSettings, make_model, make_tokenizer
 
 from .tiny_judges import QUESTION, STEPS, judge
@@ -111,7 +112,7 @@ def test_a_gate_chooses_step_by_step():
 def test_a_score_of_exactly_zero_is_a_score():
     model = both(convention=SCALAR)
     torch.nn.init.constant_(model.network.head.bias, -1e4)
-    assert model.score([QUESTION], [[STEPS]]) == [[[0.0] * len(STEPS)]]
+    assert score(model, [QUESTION], [[STEPS]]) == [[[0.0] * len(STEPS)]]
     assert model.judge(TASK, THOUGHTS).judged.all()
 
 
@@ -128,24 +129,24 @@ def test_two_readings_are_one_pass():
 def test_many_at_once_are_as_each_alone():
     solutions = [(QUESTION, STEPS), ("mod 7 : 3", STEPS[:2]), (QUESTION, []), (QUESTION, STEPS[2:])]
     model = both()
-    for together, (question, steps) in zip(model.judge_all(solutions), solutions, strict=True):
+    for together, (question, steps) in zip(judge_all(model, solutions), solutions, strict=True):
         alone = model.judge(Task(instruction=question), [Thought(text=step) for step in steps])
         np.testing.assert_allclose(together.score, alone.score, atol=1e-5)
     model.network.batch_tokens = 1
-    np.testing.assert_allclose(model.judge_all(solutions)[0].score, both().judge(TASK, THOUGHTS).score, atol=1e-5)
-    assert model.score([QUESTION], [["\n".join(STEPS)]])[0][0] == pytest.approx(
-        model.score([QUESTION], [[STEPS]])[0][0]
+    np.testing.assert_allclose(judge_all(model, solutions)[0].score, both().judge(TASK, THOUGHTS).score, atol=1e-5)
+    assert score(model, [QUESTION], [["\n".join(STEPS)]])[0][0] == pytest.approx(
+        score(model, [QUESTION], [[STEPS]])[0][0]
     )
 
 
 def test_too_long_a_solution_is_not_judged_at_all():
     model = both(context=judge(TRL).asker.ask(QUESTION, STEPS).reads[-1])
-    short, long = model.judge_all([(QUESTION, STEPS[:-1]), (QUESTION, STEPS)])
+    short, long = judge_all(model, [(QUESTION, STEPS[:-1]), (QUESTION, STEPS)])
     assert short.judged.all()
     assert not long.judged.any()
     check_judgement(long, len(STEPS))
     assert model.network.dropped == len(STEPS)
-    assert model.score([QUESTION], [[STEPS]]) == [[[None] * len(STEPS)]]
+    assert score(model, [QUESTION], [[STEPS]]) == [[[None] * len(STEPS)]]
 
 
 def test_what_it_cannot_be_made_of():
@@ -173,8 +174,8 @@ def test_saved_and_loaded(combination, tmp_path):
 
 # Training.
 
-SOFT = LabelledSteps(question=QUESTION, steps=tuple(STEPS), labels=(0.75, None, 0.0, 1.0, 0.3))
-HARD = LabelledSteps(question=QUESTION, steps=tuple(STEPS), labels=(1.0, None, 0.0, 1.0, 1.0))
+SOFT = LabelledSolution(prompt=QUESTION, steps=tuple(STEPS), labels=(0.75, None, 0.0, 1.0, 0.3))
+HARD = LabelledSolution(prompt=QUESTION, steps=tuple(STEPS), labels=(1.0, None, 0.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -234,10 +235,10 @@ def test_what_cannot_be_learned_from():
         bidirectional_fit(both(), [SOFT], loss="ranking")
     with pytest.raises(TraceError, match="no loss 'hinge'"):
         bidirectional_fit(both(), [HARD], loss="hinge")
-    unlabelled = LabelledSteps(question=QUESTION, steps=tuple(STEPS), labels=(None,) * 5)
+    unlabelled = LabelledSolution(prompt=QUESTION, steps=tuple(STEPS), labels=(None,) * 5)
     with pytest.raises(TraceError, match="none of 1 examples"):
         bidirectional_fit(both(), [unlabelled])
-    all_wrong = LabelledSteps(question=QUESTION, steps=tuple(STEPS), labels=(0.0,) * 5)
+    all_wrong = LabelledSolution(prompt=QUESTION, steps=tuple(STEPS), labels=(0.0,) * 5)
     with pytest.raises(TraceError, match="none of 2 examples"):
         bidirectional_fit(both(), [unlabelled, all_wrong], loss="ranking")
     cramped = both(context=judge(TRL).asker.ask(QUESTION, STEPS).reads[-1])
@@ -249,14 +250,14 @@ def test_it_learns_what_left_to_right_cannot():
     """Two events, one variable, three values: `claim a 1` is right if `check a 1` follows."""
     world, habits = TwoSided(3, claims=1.0), Habits(error_rate=0.5, later_error_rate=0.5)
     solutions = make_solutions([world], np.random.default_rng(0), 60, lengths=(2, 2), habits=habits, erroneous=0.0)
-    examples = [LabelledSteps(question=s.question, steps=s.steps[:2], labels=s.local[:2]) for s in solutions]
+    examples = [LabelledSolution(prompt=s.question, steps=s.steps[:2], labels=s.local[:2]) for s in solutions]
     tokenizer = make_tokenizer([s.question + "\n" + "\n".join(s.steps) for s in solutions])
     language = make_model(tokenizer, width=32, heads=2, context=32)
     auc = {}
     for combination in ("forward", "gate"):
         model = BidirectionalJudge.on_top_of(language, tokenizer, TRL, combination)
         fit_bidirectional(model, examples, FitSettings(steps=150, batch=32, learning_rate=5e-3))
-        claims = [j.score[0] for j in model.judge_all([(s.question, s.steps[:2]) for s in solutions])]
+        claims = [j.score[0] for j in judge_all(model, [(s.question, s.steps[:2]) for s in solutions])]
         right = np.array([s.local[0] for s in solutions])
         auc[combination] = roc_auc(np.array(claims)[right], np.array(claims)[~right])
     assert auc["gate"] > 0.95, auc

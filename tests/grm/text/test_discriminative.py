@@ -11,6 +11,7 @@ import transformers
 
 from envs.reasoning import Habits, Mistake, TwoSided, make_solutions
 from grm.aggregate import last, product
+from grm.data.stepwise import LabelledSolution
 from grm.errors import AbstainedError, CheckpointError, TraceError
 from grm.reward import Judge, ScoredJudgement, ScoreKind, Task, Thought
 from grm.testing import check_judgement, check_process_reward
@@ -18,12 +19,12 @@ from grm.text.conventions import CONVENTIONS, MATH_SHEPHERD, QWEN, SKYWORK, TRL
 from grm.text.discriminative import (
     DiscriminativeJudge,
     DisORM,
-    LabelledSteps,
     fit_judge,
     judge_fit,
+    labels_until_error,
     outcome_labels,
-    until_first_error,
 )
+from grm.text.scoring import judge_all, score
 from grm.text.tiny import FitSettings, Passage, fit_language_model, make_model, make_tokenizer
 
 from .tiny_judges import QUESTION, STEPS, judge, language_model, tokenizer
@@ -152,7 +153,7 @@ def test_what_does_not_fit_is_dropped_whole_and_counted(convention):
         np.testing.assert_allclose(judgement.score[:fitting], whole.score[:fitting], atol=1e-5)
         assert np.isnan(judgement.score[fitting:]).all()
         assert cramped.dropped == len(STEPS) - fitting
-        assert cramped.score([QUESTION], [[STEPS]])[0][0][fitting:] == [None] * (len(STEPS) - fitting)
+        assert score(cramped, [QUESTION], [[STEPS]])[0][0][fitting:] == [None] * (len(STEPS) - fitting)
         check_process_reward(cramped, TASK, THOUGHTS)
         with pytest.raises(AbstainedError):
             (last if convention.kind is ScoreKind.VALUE else product)(judgement)
@@ -164,7 +165,7 @@ def test_score_is_nested_lists_in_order():
     small.batch_tokens = 1
     questions = [QUESTION, "mod 7 : 3", "mod 7"]
     outputs = [[STEPS, STEPS[:2]], [], ["3 + 4 = 0\n\n0 * 2 = 0\n", ["answer 6"], []]]
-    scores = model.score(questions, outputs)
+    scores = score(model, questions, outputs)
     assert [[len(steps) for steps in candidates] for candidates in scores] == [[5, 2], [], [2, 1, 0]]
     assert all(isinstance(s, float) for candidates in scores for steps in candidates for s in steps)
     for question, candidates, found in zip(questions, outputs, scores, strict=True):
@@ -172,11 +173,11 @@ def test_score_is_nested_lists_in_order():
             split = candidate.strip().split("\n\n") if isinstance(candidate, str) else candidate
             alone = model.judge(Task(instruction=question), [Thought(text=s) for s in split])
             np.testing.assert_allclose(steps, alone.score, atol=1e-5)
-    flat = [s for c in small.score(questions, outputs) for steps in c for s in steps]
+    flat = [s for c in score(small, questions, outputs) for steps in c for s in steps]
     np.testing.assert_allclose(flat, [s for c in scores for steps in c for s in steps], atol=1e-5)
-    assert model.score([], []) == []
+    assert score(model, [], []) == []
     with pytest.raises(TraceError, match="expected one each"):
-        model.score(["a"], [])
+        score(model, ["a"], [])
 
 
 def test_scores_of_exactly_zero_are_scores():
@@ -184,7 +185,7 @@ def test_scores_of_exactly_zero_are_scores():
     model = judge(SKYWORK)
     with torch.no_grad():
         model.head.bias.fill_(-1e4)
-    assert model.score([QUESTION], [[STEPS]]) == [[[0.0] * len(STEPS)]]
+    assert score(model, [QUESTION], [[STEPS]]) == [[[0.0] * len(STEPS)]]
 
 
 @pytest.mark.parametrize("convention", [QWEN, SKYWORK, TRL], ids=lambda convention: convention.name)
@@ -278,18 +279,9 @@ def test_weights_in_a_pickle_are_not_read(tmp_path):
 # Training.
 
 
-def test_labels_stay_what_they_are():
-    LabelledSteps(question="q", steps=("a", "b", "c"), labels=(0.25, True, None))
-    for label in (-100, 2, float("nan"), -0.1):
-        with pytest.raises(TraceError, match=r"expected a chance in \[0, 1\], or None"):
-            LabelledSteps(question="q", steps=("a",), labels=(label,))
-    with pytest.raises(TraceError, match="one per step"):
-        LabelledSteps(question="q", steps=("a",), labels=())
-
-
 def test_masks_by_hand():
-    assert until_first_error((1.0, 0.5, 0.4, 1.0, 0.0)) == (1.0, 0.5, 0.4, None, None)
-    assert until_first_error((None, True, True)) == (None, True, True)
+    assert labels_until_error((1.0, 0.5, 0.4, 1.0, 0.0)) == (1.0, 0.5, 0.4, None, None)
+    assert labels_until_error((None, True, True)) == (None, True, True)
     assert outcome_labels(["a", "b"], right=True) == (None, 1.0)
     assert outcome_labels(["a"], right=False) == (0.0,)
     with pytest.raises(TraceError, match="at least one"):
@@ -301,7 +293,7 @@ def test_the_loss_by_hand(convention):
     """Cross-entropy of soft labels, the mean over labelled steps; after an error only a value judge learns."""
     model = judge(convention)
     labels = (0.75, None, 0.25, 1.0, 0.0)
-    example = LabelledSteps(question=QUESTION, steps=tuple(STEPS), labels=labels)
+    example = LabelledSolution(prompt=QUESTION, steps=tuple(STEPS), labels=labels)
     fit = judge_fit(model, [example], FitSettings(steps=1, batch=1))
     scores = model.judge(TASK, THOUGHTS).score
     learned = (0, 2) if convention.kind is ScoreKind.CORRECTNESS else (0, 2, 3, 4)
@@ -312,7 +304,7 @@ def test_the_loss_by_hand(convention):
 def test_soft_labels_teach_soft_scores():
     """As integers they would teach 0; as bits, 1."""
     model = judge(TRL)
-    example = LabelledSteps(question=QUESTION, steps=tuple(STEPS), labels=(0.75, 0.5, 0.9, 0.6, 0.3))
+    example = LabelledSolution(prompt=QUESTION, steps=tuple(STEPS), labels=(0.75, 0.5, 0.9, 0.6, 0.3))
     fit_judge(model, [example], FitSettings(steps=80, batch=1, learning_rate=5e-3))
     np.testing.assert_allclose(model.judge(TASK, THOUGHTS).score, example.labels, atol=0.05)
     assert not model.network.training
@@ -321,10 +313,10 @@ def test_soft_labels_teach_soft_scores():
 def test_labels_beyond_the_context_are_left_out():
     cramped = judge(TRL, context=judge(TRL).asker.ask(QUESTION, STEPS).reads[2])
     steps = tuple(STEPS)
-    fit = judge_fit(cramped, [LabelledSteps(question=QUESTION, steps=steps, labels=(1.0,) * 5)])
+    fit = judge_fit(cramped, [LabelledSolution(prompt=QUESTION, steps=steps, labels=(1.0,) * 5)])
     assert [len(labels) for _, labels in fit.examples] == [2]
     with pytest.raises(TraceError, match="none of 1 examples"):
-        judge_fit(cramped, [LabelledSteps(question=QUESTION, steps=steps, labels=(None,) * 4 + (1.0,))])
+        judge_fit(cramped, [LabelledSolution(prompt=QUESTION, steps=steps, labels=(None,) * 4 + (1.0,))])
 
 
 # Outcomes.
@@ -343,16 +335,16 @@ def test_an_outcome_judge_says_one_number():
     assert judgement.last() == pytest.approx(network.judge(TASK, THOUGHTS).score[-1])
     assert last(judgement) == judgement.last()
     assert not hasattr(model, "extend"), "it must see the end"
-    scores = DisORM(network).score([QUESTION, "mod 7"], [[STEPS, STEPS[:1]], [[]]])
-    assert scores[0][0] == pytest.approx(judgement.last(), abs=1e-6)
-    assert scores[0][1] == pytest.approx(network.score([QUESTION], [[STEPS[:1]]])[0][0][0], abs=1e-6)
-    assert scores[1] == [None]
+    scores = score(DisORM(network), [QUESTION, "mod 7"], [[STEPS, STEPS[:1]], [[]]])
+    assert scores[0][0] == [None] * 4 + [pytest.approx(judgement.last(), abs=1e-6)]
+    assert scores[0][1] == pytest.approx(score(network, [QUESTION], [[STEPS[:1]]])[0][0], abs=1e-6)
+    assert scores[1] == [[]]
 
 
 def test_an_outcome_judge_abstains_on_what_it_cannot_read_to_the_end():
     cramped = judge(TRL, context=judge(TRL).asker.ask(QUESTION, STEPS).reads[3])
     assert not DisORM(cramped).judge(TASK, THOUGHTS).judged.any()
-    assert DisORM(cramped).score([QUESTION], [[STEPS]]) == [[None]]
+    assert score(DisORM(cramped), [QUESTION], [[STEPS]]) == [[[None] * len(STEPS)]]
 
 
 # Learning.
@@ -360,7 +352,7 @@ def test_an_outcome_judge_abstains_on_what_it_cannot_read_to_the_end():
 
 def first_error_f1(model, solutions):
     """ProcessBench: harmonic mean of finding the first error where there is one and none where there is none."""
-    judgements = model.judge_all([(s.question, s.steps) for s in solutions])
+    judgements = judge_all(model, [(s.question, s.steps) for s in solutions])
     found = [int(np.argmax(j.score < 0.5)) if (j.score < 0.5).any() else -1 for j in judgements]
     hits = {
         erroneous: np.mean(
@@ -382,7 +374,7 @@ def test_a_judge_learns_sooner_on_top_of_the_language():
     language = make_model(made, context=96)
     passages = [Passage(prompt=s.question + "\n", text="\n".join(s.steps)) for s in right]
     fit_language_model(language, made, passages, FitSettings(steps=300, batch=32, learning_rate=3e-3))
-    examples = [LabelledSteps(question=s.question, steps=s.steps, labels=s.local) for s in labelled]
+    examples = [LabelledSolution(prompt=s.question, steps=s.steps, labels=s.local) for s in labelled]
     f1 = {}
     for name, model in {"pretrained": language, "random": make_model(made, context=96)}.items():
         on_top = DiscriminativeJudge.on_top_of(model, made, replace(TRL, opening="{bos}{question}\n"))

@@ -28,6 +28,15 @@ def test_it_is_a_language_model(model):
     assert protocol(model) is model
 
 
+def test_what_a_prompt_leaves_of_the_context(model):
+    room = model.room(PROMPTS[0])
+    assert 0 < room < model.context
+    [[completion]] = model.generate([PROMPTS[0]], max_tokens=room)
+    assert completion.tokens <= room
+    assert model.room(f"<s>{PROMPTS[0]}") == room, "a beginning that is written out is not put before it again"
+    assert model.room("mod " * 100) == 0
+
+
 def by_hand(model, prompt, count):
     """Greedy continuation, one whole forward per token."""
     ids = model.tokenizer(prompt, return_tensors="pt")["input_ids"]

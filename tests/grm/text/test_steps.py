@@ -61,6 +61,10 @@ def test_tagged_there_and_back(steps):
         (r"\boxed{ }", None),
         ("I give up", None),
         ("The answer is:", None),
+        ("x0 = 3\nanswer 6", "6"),
+        ("answer 3\nwait answer 6 \nso", "6"),
+        ("Final answer: one half.", "one half"),
+        ("Answer the question first\nmy answer 6", None),
     ],
 )
 def test_extract_answer(text, answer):
