@@ -177,7 +177,7 @@ def false_success_rate(rows: Sequence[Row], arm: str) -> Interval | None:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Curves of the finished cells: a panel per task, a line per main arm, the mean over seeds, moving over rollouts."""
+    """Curves of the finished cells: a panel per task, a line per main arm, mean over seeds, moving over rollouts."""
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(cell.settings.task for cell in cells))
