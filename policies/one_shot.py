@@ -79,7 +79,7 @@ class OneShotSettings:
     """Factor of the potential; see docs/log.md for what larger ones did."""
     scale: Literal["linear", "value"] = "linear"
     """Of the potential as it is added: as judged, or on the scale of the learner's values (`shaping.ValueScale`)."""
-    guidance: float = 0.0
+    guidance: float = 1.0
     """Weight of the potential a learner makes of what it was told (`policies.guide`); above 0 nothing is added here."""
     guided_gamma: float = 0.9
     """Discount of a guided learner's own."""

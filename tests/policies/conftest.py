@@ -9,7 +9,7 @@ from policies.one_shot import OneShotSettings, record_demonstration, write_confi
 
 from ..tiny import tiny_grm
 
-SETTINGS = OneShotSettings(task="reach-v3", rollouts=3, evaluation_episodes=2)
+SETTINGS = OneShotSettings(guidance=0.0, task="reach-v3", rollouts=3, evaluation_episodes=2)
 
 
 @pytest.fixture(scope="session")
