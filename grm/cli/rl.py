@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import TraceError
+from ..errors import GrmError, TraceError
 from .output import check_output, command_line, commit
 from .terminal import console, progress_bar
 
@@ -110,6 +110,9 @@ class Rl:
             again = command_line(replace(self, resume=True))
             console.print(f"interrupted; go on with [bold]{escape(again)}[/bold]", soft_wrap=True)
             sys.exit(130)
+        except GrmError:  # of some cells; what the others did is shown before it is told
+            self._report(cells)
+            raise
         self._report(cells)
 
     def _report(self, cells: "list[Cell]") -> None:

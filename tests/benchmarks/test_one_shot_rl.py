@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import one_shot_rl, results
 from benchmarks.one_shot_rl import Table, bootstrap, draw, false_success_rate, rollouts_to_level, row_of, summarize
+from grm.errors import GrmError
 from policies.arms import CLONED, GRM_ONLY, GRM_SHAPED, SPARSE
 from policies.grid import Cell
 from policies.log import COLUMNS, arm_folder
@@ -147,3 +148,19 @@ def test_curves_are_drawn_per_task(tmp_path):
         cells.append(cell(tmp_path / task, SPARSE, task))
     draw(cells, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_cells_that_failed_keep_nothing_else_from_running(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(rl):
+        ran.append(rl.arms)
+        raise GrmError("the arm reach-v3 0 sparse did not finish")
+
+    monkeypatch.setattr(one_shot_rl.Rl, "run", run)
+    command = ["one_shot_rl.py", "--out", str(tmp_path), "--tasks", "reach", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--arms", "sparse", "grm_features", "grm_added", "--name", "some"])
+    with pytest.raises(SystemExit, match="1"):
+        one_shot_rl.main()
+    assert ran == [("sparse",), ("grm_features",), ("grm_added",)]
+    assert capsys.readouterr().out.count("did not finish") == 3
