@@ -12,8 +12,8 @@ from .onlookers import Watched
 
 SUCCESS_THRESHOLD = 0.9
 STABLE_STEPS = 3
-"""A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above. Both were fixed on
-training tasks, see `docs/log.md`."""
+"""A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above. Both are a guess so
+far; `benchmarks.success_threshold` finds them on training tasks."""
 
 
 class StableSuccess:
