@@ -192,8 +192,8 @@ class ValueScale[O](Potential[O]):
     learns: somebody who needs (1 - Φ) * horizon more decisions to a success that pays 1 is worth that power of gamma.
     On the demonstrated path the shaping reward then is about 0, off it about the advantage, negative. On the linear
     scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon), and what is lost by a
-    mistake is drowned in it (`docs/derivations.md`, section 6). Any potential keeps the optimum where it is; this one
-    was learned from faster (`benchmarks/phi_entry.py`).
+    mistake is drowned in it (`docs/derivations.md`, section 6). Any potential keeps the optimum where it is; what
+    differs is how long it takes to get there.
 
     Abstentions stay; a spread is carried over to first order.
 
