@@ -185,6 +185,11 @@ class ModelPotential[C](Potential[Any]):
         return Judgement(potential=pessimistic, spread=raw.spread, judged=raw.judged)
 
 
+def value_scale(potential: ArrayLike, *, gamma: float, horizon: float) -> np.ndarray:
+    """Gamma ** ((1 - Φ) * horizon), elementwise; NaN, an abstention, stays NaN. `ValueScale` says why."""
+    return np.asarray(gamma ** ((1 - np.asarray(potential)) * horizon))
+
+
 class ValueScale[O](Potential[O]):
     """Another potential on the scale of the learner's own values: Φ becomes gamma ** ((1 - Φ) * horizon).
 
@@ -225,7 +230,7 @@ class ValueScale[O](Potential[O]):
         return self.potential.features(index)
 
     def _scaled(self, judgement: Judgement) -> Judgement:
-        value = self.gamma ** ((1 - judgement.potential) * self.horizon)
+        value = value_scale(judgement.potential, gamma=self.gamma, horizon=self.horizon)
         slope = -np.log(self.gamma) * self.horizon * value
         return Judgement(potential=value, spread=slope * judgement.spread, judged=judgement.judged)
 
