@@ -196,9 +196,9 @@ class ValueScale[O](Potential[O]):
     A process reward says how much is done, linearly in time. What a learner is paid with should be in the unit it
     learns: somebody who needs (1 - Φ) * horizon more decisions to a success that pays 1 is worth that power of gamma.
     On the demonstrated path the shaping reward then is about 0, off it about the advantage, negative. On the linear
-    scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon), and what is lost by a
-    mistake is drowned in it (`docs/derivations.md`, section 6). Any potential keeps the optimum where it is; what
-    differs is how long it takes to get there.
+    scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon): confusing to read, and no
+    hindrance that we measured, for what is lost by a mistake stands out on both (`docs/derivations.md`, section 6). The
+    value scale is what a shorter horizon than the potential's needs (section 11).
 
     Abstentions stay; a spread is carried over to first order.
 
