@@ -197,8 +197,9 @@ class ValueScale[O](Potential[O]):
     learns: somebody who needs (1 - Φ) * horizon more decisions to a success that pays 1 is worth that power of gamma.
     On the demonstrated path the shaping reward then is about 0, off it about the advantage, negative. On the linear
     scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon): confusing to read, and no
-    hindrance that we measured, for what is lost by a mistake stands out on both (`docs/derivations.md`, section 6). The
-    value scale is what a shorter horizon than the potential's needs (section 11).
+    hindrance: at weight 1 one learner was faster on the linear scale, whose differences are larger (`docs/log.md`, one
+    task, one seed). The value scale is what a shorter horizon than the potential's needs (`docs/derivations.md`,
+    sections 6 and 11).
 
     Abstentions stay; a spread is carried over to first order.
 
