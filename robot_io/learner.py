@@ -40,13 +40,30 @@ _IDLE_S = 0.01
 class Mind[C](Protocol):
     """What judges and learns; made by whoever composes a session, from models and learners that are not known here."""
 
-    model: ProcessReward[Frame, C]
-    task: Task
-    grm: Path
-    """Folder of the model's checkpoint, whose features the policy sees."""
-    gamma: float
-    weight: float
-    """Of the potential, against the task's reward."""
+    @property
+    def model(self) -> ProcessReward[Frame, C]:
+        """What judges."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What is to be done, with a picture of it done."""
+        ...
+
+    @property
+    def grm(self) -> Path:
+        """Folder of the model's checkpoint, whose features the policy sees."""
+        ...
+
+    @property
+    def gamma(self) -> float:
+        """Discount per step."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Of the potential, against the task's reward."""
+        ...
 
     def observe(self, state: Float[np.ndarray, " n"], carry: C) -> Float[np.ndarray, " m"]:
         """What the policy sees at the newest frame of a prefix."""
