@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from grm.cli.session import MakeMind, MakePolicy
+from grm.cli.session import MakePolicy
 from grm.errors import GrmError
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.actor import RobotSide
@@ -139,7 +139,7 @@ def beyond_limits(audit: Path, limits: SafetyLimits) -> int:
 class DiskFull:
     """In the robot's process: writing fails for some episodes."""
 
-    make: MakePolicy
+    make: Callable[[Path], Any]
     start: int
     count: int
 
@@ -161,7 +161,7 @@ class DiskFull:
 class ClockJumps:
     """In the robot's process: the wall clock goes back and forth by hours."""
 
-    make: MakePolicy
+    make: Callable[[Path], Any]
 
     def __call__(self, folder: Path) -> Any:
         import itertools
@@ -177,6 +177,9 @@ class Blind(ProcessReward[Frame, Any]):
     def __init__(self, model: ProcessReward[Frame, Any]) -> None:
         self.model, self.made = model, time.monotonic()
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
     def start(self, task: Task) -> Any:
         return self.model.start(task)
 
@@ -190,11 +193,11 @@ class Blind(ProcessReward[Frame, Any]):
 
 @dataclass(frozen=True)
 class MakeBlind:
-    make: MakeMind
+    make: Callable[..., Any]
 
     def __call__(self, checkpoint: Path | None, report: Callable[[str], None]) -> Any:
-        mind = self.make(checkpoint, report)
-        mind.observe, mind.model = mind.observe, Blind(mind.model)  # type: ignore[method-assign,assignment]
+        mind: Any = self.make(checkpoint, report)
+        mind.model = Blind(mind.model)
         return mind
 
 

@@ -113,6 +113,8 @@ class RobotSide:
     """Deterministic rollouts of one evaluation, nothing of which is learned."""
     seed: int = 0
     """Of the scenes, where the robot sets them itself."""
+    attended: bool = False
+    """Whether a person says when the scene is reset, also of a robot that resets it by itself."""
     demonstrate: bool = False
     """Whether the person drives all of every rollout."""
 
@@ -171,6 +173,7 @@ class Actor:
         self.safe = SafeRobot(self._robot, self._limits)
         self._scene: Callable[[int | None], None] | None = getattr(self._robot, "reset_scene", None)
         """Robots that are simulated put everything back by themselves; for all others a person does."""
+        self._attended = side.attended or self._scene is None
         teleop = make_teleoperator_from_config(side.teleop) if side.teleop is not None else None
         if side.success == "environment" and not hasattr(self._robot, "succeeded"):
             raise RobotError(
@@ -270,11 +273,11 @@ class Actor:
             return False
         self._faults.append({"time_s": round(time.monotonic() - self._began, 3), "text": str(error)})
         _log.warning("the rollout was cut short: %s", error)
-        if self._scene is not None and misses > _PATIENCE:
+        if not self._attended and misses > _PATIENCE:
             raise error
         self.operator.wait()
         while True:
-            self._wait(f"you, to look at the robot and say ready: {error}", self._scene is None, _AGAIN_S)
+            self._wait(f"you, to look at the robot and say ready: {error}", self._attended, _AGAIN_S)
             if self.operator.state.phase is Phase.STOPPED or self.operator.state.ending:
                 return False
             try:
@@ -282,7 +285,7 @@ class Actor:
                 self.safe.arm()
             except RobotError as again:
                 error = again
-                if self._scene is not None and (misses := misses + 1) > _PATIENCE:
+                if not self._attended and (misses := misses + 1) > _PATIENCE:
                     raise
                 self.operator.wait()
             else:
@@ -345,11 +348,11 @@ class Actor:
         while self._policy is None and not self.side.demonstrate:
             self._wait("the learner's first policy", False, 0.05)
             self._require_GOING("while it waited for the learner")
-        if self._scene is None:
+        if self._attended:
             self.operator.wait()  # a ready said too early does not count: somebody may be near the robot by now
             self._wait("you, to reset the scene and say ready", True, 0.0)
-            self._require_GOING("during a reset")
-        else:
+            self._require_going("during a reset")
+        if self._scene is not None:
             self._scene(seed)
         self._waits_for = ""
         if self._policy is not None:

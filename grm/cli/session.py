@@ -1,5 +1,6 @@
 """`grm session`: a real robot, one demonstration, and an afternoon."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import MissingExtraError, OutputError, TraceError
+from ..errors import CheckpointError, MissingExtraError, OutputError, TraceError
 from ..models.checkpoint import locate
 from ..models.multiview import GRM, Carry, packaged_checkpoint
 from ..reward import Frame, Task
@@ -55,6 +56,8 @@ class Session:
     """Record so many demonstrations with the teleoperator instead, and learn nothing."""
     success: Literal["person", "environment", "head"] = "person"
     """Who says that it is done: you, the simulation itself, or the GRM's success head, once it is sure."""
+    attended: bool = False
+    """Wait for you to say that the scene is reset, also where the robot is simulated and resets it by itself."""
     rollouts: int | None = None
     """End after so many; go on until you end it unless given."""
     evaluate_every: int = 0
@@ -115,6 +118,7 @@ class Session:
                 f"grm session needs {error.name}; install it with `pip install 'grm-robotics[serve]'`"
             ) from error
         check_output(self.out, resume=self.resume)
+        self._write_config()
         robot, learner = self.sides()
         token = b"" if self.token_file is None else read_token(self.token_file).encode()
         session = Running(
@@ -150,6 +154,24 @@ class Session:
         console.print(escape(_summary(state)), highlight=False, soft_wrap=True)
         for fault in state.get("faults", []):
             console.print(f"at {fault['time_s']:.0f} s: {escape(fault['text'])}", highlight=False, soft_wrap=True)
+
+    def _write_config(self) -> None:
+        """What a session must go on with as it was begun, into config.json. Raises `CheckpointError` if it changed."""
+        path = self.out / "config.json"
+        settings = {
+            name: list(value) if isinstance(value := getattr(self, name), tuple) else value
+            for name in ("rate_hz", "control", "views", "size", "gamma", "shaping_weight", "demo_episode")
+        }
+        if path.exists():
+            found = json.loads(path.read_text())["settings"]
+            changed = [name for name, value in settings.items() if found.get(name) != value]
+            if changed:
+                raise CheckpointError(
+                    f"{self.out} was begun with {', '.join(f'{name} {found.get(name)}' for name in changed)}; expected "
+                    f"the same, since what was learned holds for those: choose another --out for others"
+                )
+            return
+        path.write_text(json.dumps({"settings": settings, "command": command_line(self), "commit": commit()}) + "\n")
 
     def sides(self) -> "tuple[RobotSide | None, LearnerSide | None]":
         """What both processes are told. Raises `GrmError` for what does not go together."""
@@ -198,6 +220,7 @@ class Session:
             size=self.size,
             home=home or None,
             success=self.success,
+            attended=self.attended,
             learner=address,
             rollouts=self.demonstrate or self.rollouts,
             evaluate_every=self.evaluate_every,
