@@ -53,18 +53,26 @@ class Arm:
     scale: Literal["linear", "value", "prover's value"] = "linear"
     """`value` is `ValueScale` of the linear one; the prover's own value knows that a lost object is worth 0."""
     weight: float = 1.0
-    stretch: float = 1.0
-    """Horizon of the value scale, in lengths of the demonstration."""
-    n_steps: int = 5
+    """Of the potential as the wrapper adds it."""
+    guidance: float = 0.0
+    """Weight of the learner's own potential, learned from the process reward and from successes; then `weight` is 0."""
+    own_gamma: float = GAMMA
+    """The learner's discount, of a guided one while it never succeeds; that of shaping stays."""
 
 
 ARMS = {
     "sparse": Arm(),
+    "sparse, short": Arm(own_gamma=0.9),
     "prover, linear": Arm("prover", "linear"),
     "prover, value scale": Arm("prover", "value"),
     "prover, own value": Arm("prover", "prover's value"),
-    "grm, linear": Arm("grm", "linear"),
+    "prover, own value, short": Arm("prover", "prover's value", own_gamma=0.9),
+    "grm, linear, 0.1": Arm("grm", "linear", weight=0.1),
     "grm, value scale": Arm("grm", "value"),
+    "grm, value scale, short": Arm("grm", "value", own_gamma=0.9),
+    "guided": Arm("grm", weight=0.0, guidance=1.0, own_gamma=0.9),
+    "guided, long": Arm("grm", weight=0.0, guidance=1.0),
+    "guided by successes alone": Arm(guidance=1.0, own_gamma=0.9),
 }
 
 
@@ -93,7 +101,7 @@ def potential_for(arm: Arm, demonstration: Episode, folder: Path, base: Path, se
         linear = potential_of(adapted(demonstration, folder, settings.seed), demonstration, 0.0)
     if arm.scale == "linear":
         return linear
-    return ValueScale(linear, gamma=GAMMA, horizon=arm.stretch * len(demonstration))
+    return ValueScale(linear, gamma=GAMMA, horizon=len(demonstration))
 
 
 def adapted(demonstration: Episode, folder: Path, seed: int) -> GRM:
@@ -158,7 +166,8 @@ def run(task: str, seed: int, name: str, arm: Arm, options: argparse.Namespace) 
     )
     began = time.perf_counter()
     venv = VecExtractDictObs(venv, "state")
-    learner = DemonstrationSAC(venv, shown, gamma=GAMMA, n_steps=arm.n_steps, seed=seed)
+    gammas = {"guided_gamma": arm.own_gamma, "gamma": GAMMA} if arm.guidance else {"gamma": arm.own_gamma}
+    learner = DemonstrationSAC(venv, shown, guidance=arm.guidance, seed=seed, **gammas)
     before = evaluate_policy(learner.policy.cloned, settings, demonstration).success_rate
     rollouts: list[tuple[int, np.ndarray]] = []
     success: list[bool] = []
@@ -215,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["push", "pick-place-wall", "coffee-pull"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["guided"])
     parser.add_argument("--rollouts", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("runs/phi_entry"))
     options = parser.parse_args()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from grm.errors import CheckpointError
 
-SCHEMA = 2
-"""Version of the folder's layout. 2: replay rows know their episode, config names files."""
+SCHEMA = 3
+"""Version of the folder's layout. 2: replay rows know their episode, config names files. 3: and what they were paid."""
 
 
 def write_checkpoint(

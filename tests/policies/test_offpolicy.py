@@ -326,7 +326,7 @@ def test_nan_from_the_environment_is_named():
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}])
+@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}, {"guidance": 1.0}])
 def test_a_resumed_run_continues_exactly(tmp_path, settings):
     whole = learner(**settings).learn_rollouts(2)
     whole.save_checkpoint(tmp_path / "at_2")
@@ -416,24 +416,29 @@ def stored(model: DemonstrationSAC, number: int, *, success: bool, **changes) ->
         "rewards": replay.rewards[rows, 0],
         "next_observations": replay.next_observations[rows, 0],
         "terminated": (replay.dones * (1 - replay.timeouts))[rows, 0] > 0,
+        "phi": replay.phi[rows],
     }
     return Collected(**arrays | {"success": success, "task_reward": float(success)} | changes)
 
 
-def test_an_episode_from_elsewhere_is_learned_from_as_from_a_rollout_of_ones_own(monkeypatch):
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_an_episode_from_elsewhere_is_learned_from_as_from_a_rollout_of_ones_own(monkeypatch, guidance):
     train = DemonstrationSAC.train
     # Acting draws from the same generator as training, and only one of the two learners acts.
     monkeypatch.setattr(
         DemonstrationSAC, "train", lambda self, *args: (torch.manual_seed(self.rollouts), train(self, *args))
     )
-    here, there, records = learner(cloned_rollouts=2), distant(cloned_rollouts=2), []
+    settings = {"cloned_rollouts": 2, "guidance": guidance}
+    here, there, records = learner(**settings), distant(**settings), []
     here.learn_rollouts(4, lambda record: records.append(record) and None)
     assert {record.success for record in records} == {True, False}, "both kinds should be compared"
+    paid = [here.replay_buffer.paid[here.replay_buffer.episode == number] for number in range(1, 5)]
     for record in records:
         assert there.cloned_only == (record.number <= 2)
-        again = there.learn_from(stored(here, record.number, success=record.success))
+        episode = stored(here, record.number, success=record.success, rewards=paid[record.number - 1])
+        again = there.learn_from(episode)
         assert (again.number, again.success, again.length) == (record.number, record.success, record.length)
-        assert (again.task_reward, again.mean_phi) == (record.task_reward, None)
+        assert (again.task_reward, again.mean_phi) == (record.task_reward, record.mean_phi)
         assert again.reward == pytest.approx(record.reward, abs=1e-5)
     assert (there.num_timesteps, there._n_updates) == (here.num_timesteps, here._n_updates)
     for name, buffer in here._buffers().items():
@@ -489,9 +494,9 @@ def test_relabelling_replaces_every_stored_reward_or_none():
     rewards = {k: 100.0 * k + np.arange(length) for k, length in lengths.items()}
     before = taught.rewards.copy(), replay.rewards.copy()
     for broken, words in (
-        ({k: v for k, v in rewards.items() if k != 2}, "no rewards were given for episode 2"),
-        (rewards | {3: rewards[3][:-1]}, "new rewards of episode 3"),
-        (rewards | {0: np.full(10, np.nan)}, "new rewards of episode 0"),
+        ({k: v for k, v in rewards.items() if k != 2}, "nothing was given for episode 2"),
+        (rewards | {3: rewards[3][:-1]}, "new labels of episode 3"),
+        (rewards | {0: np.full(10, np.nan)}, "new labels of episode 0"),
     ):
         with pytest.raises(TraceError, match=words):
             model.relabel(broken)
@@ -537,3 +542,72 @@ def test_the_acting_policy_acts_as_the_learner_does(cloned_rollouts):
     for broken in (b"", data[:100], data[:-8]):
         with pytest.raises(CheckpointError, match="acting policy cannot be read"):
             load_acting_policy(broken)
+
+
+# ------------------------------------------------------------------------------------------------------ the guide
+
+
+def test_the_guide_pays_for_everything_under_its_newest_self():
+    model = learner(guidance=0.5, cloned_rollouts=9, guided_gamma=0.7, n_steps=1).learn_rollouts(6)
+    for buffer in (model.replay_buffer, model.demonstration_buffer):
+        rows = slice(buffer.size())
+        now, after = (model.guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
+        ended = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
+        np.testing.assert_allclose(
+            buffer.rewards[rows, 0], buffer.paid[rows] + 0.5 * (0.98 * after * ~ended - now), atol=1e-5
+        )
+        assert np.ptp(now) > 0.05, "a constant would agree with anything"
+    assert learner().guide is None
+
+
+def test_the_horizon_grows_with_the_successes_of_the_last_25_rollouts():
+    model = learner(guidance=1.0, guided_gamma=0.5)
+    assert model.own_gamma == pytest.approx(0.5)
+    for successes, expected in ((0, 0.5), (25, 0.98), (50, 0.98)):
+        model._recent = [True] * successes
+        model._recent = model._recent[-25:]
+        assert model.own_gamma == pytest.approx(expected)
+    model._recent = [True] * 12 + [False] * 13
+    assert model.own_gamma == pytest.approx(1 - 0.5**0.52 * 0.02**0.48)
+    model = learner(guidance=1.0, guided_gamma=0.5, cloned_rollouts=99)
+    for _ in range(3):
+        ahead = model.own_gamma  # of what was known when the rollout began
+        model.learn_rollouts(1)
+        assert model.replay_buffer.gamma == model.demonstration_buffer.gamma == ahead
+    assert 0.5 < model.own_gamma < 0.98
+    assert learner(guided_gamma=0.5).learn_rollouts(1).replay_buffer.gamma == 0.98
+
+
+def test_the_guide_learns_the_time_to_go_where_it_is_known_and_the_process_rewards_opinion_where_not():
+    model = learner(guidance=1.0, cloned_rollouts=9)
+    model._fit_guide(model.guide, 800)
+    shown = demonstration().observations
+    np.testing.assert_allclose(model.guide.potential(shown), 0.98 ** np.arange(10, 0, -1), atol=0.02)
+    # Behind the start nothing was shown; a failure there is believed to be as good as done.
+    position = np.zeros((16, 2), np.float32)
+    position[:, 0] = np.linspace(1.8, 2.3, 16)
+    failure = Collected(
+        observations=position[:-1],
+        actions=np.zeros((15, 1)),
+        rewards=np.zeros(15),
+        next_observations=position[1:],
+        terminated=np.zeros(15, bool),
+        success=False,
+        task_reward=0.0,
+        phi=np.r_[np.nan, np.full(14, 0.9)],
+    )
+    model.learn_from(failure)
+    model._fit_guide(model.guide, 800)
+    np.testing.assert_allclose(model.guide.potential(position[2:-1]), 0.98 ** (0.1 * 10), atol=0.02)
+    corrected = {1: np.zeros(15)}
+    model.relabel({0: demonstration().rewards, 1: np.zeros(15)}, phi=corrected)
+    np.testing.assert_allclose(model.guide.potential(position[2:-1]), 0.98**10, atol=0.02)
+    np.testing.assert_array_equal(model.replay_buffer.phi[:15], 0)
+
+
+def test_guides_that_cannot_be_are_refused():
+    for settings in ({"guidance": -1.0}, {"guidance": 1.0, "guided_gamma": 0.99}):
+        with pytest.raises(TraceError, match="guidance is"):
+            learner(**settings)
+    with pytest.raises(TraceError, match="`phi` reaches from 2 to 2"):
+        stored(learner(cloned_rollouts=9).learn_rollouts(1), 1, success=True, phi=np.full(10, 2.0)[:10])

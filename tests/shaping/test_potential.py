@@ -172,6 +172,42 @@ def test_a_model_that_breaks_the_laws_is_an_error(potential, spread, message):
         ModelPotential(Broken(judgement), TASK, pessimism=1.0).reset([0], [seen(51)])
 
 
+# ------------------------------------------------------------------------------------------------------- value scale
+
+
+def test_the_value_scale_by_hand():
+    """Half done of four decisions at gamma .9: two to go, .81; nothing done .9 to the fourth; done 1."""
+    answers = iter([0.5, 0.0, 1.0])
+    scaled = ValueScale(StatePotential[None](lambda _: next(answers)), gamma=0.9, horizon=4)
+    judgement = scaled.reset([0, 1, 2], [None] * 3)
+    np.testing.assert_allclose(judgement.potential, [0.81, 0.9**4, 1.0])
+    assert judgement.judged.all()
+
+
+def test_the_value_scale_keeps_abstentions_and_carries_the_spread():
+    potential = ValueScale(ModelPotential(Brightness(spread=0.01), TASK), gamma=0.98, horizon=50)
+    first = potential.reset([0, 1], [seen(51), seen(0)])
+    assert first.judged.tolist() == [True, False]
+    assert np.isnan([first.potential[1], first.spread[1]]).all()
+    above, below = (0.98 ** ((1 - phi) * 50) for phi in (0.21, 0.19))
+    assert first.spread[0] == pytest.approx((above - below) / 2, rel=1e-3)
+    assert potential.advance([0], [seen(102)]).potential[0] == pytest.approx(0.98 ** (0.7 * 50))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gamma": 0}, "gamma is 0"),
+        ({"gamma": 1.1}, "gamma is 1.1"),
+        ({"horizon": 0}, "horizon is 0"),
+        ({"horizon": np.inf}, "horizon is inf"),
+    ],
+)
+def test_value_scales_of_nothing_are_refused(changes, words):
+    with pytest.raises(TraceError, match=words):
+        ValueScale(StatePotential[None](lambda _: 0.5), **{"gamma": 0.9, "horizon": 4} | changes)
+
+
 class Sighted(Brightness):
     """Brightness that says what it saw: the newest brightness and how many there were."""
 
