@@ -54,7 +54,7 @@ class MakeIdle:
         mind: Any = self.make(checkpoint, report)
         mind.model = Nothing()
         mind.observe = lambda state, carry: state
-        mind.learn = lambda attempt, observations, rewards, between: None
+        mind.learn = lambda attempt, observations, judgement, between: None
         return mind
 
 
@@ -100,7 +100,7 @@ def prepare(runs: Path, seed: int) -> None:
     adapted = runs / f"grm-{seed}"
     if not (adapted / "config.json").exists():
         first = replace(command(runs, "first", seed), grm=None, out=runs / f"adapting-{seed}")
-        first.make_mind()(None, print)
+        first.make_mind().judge(print)
         (runs / f"adapting-{seed}" / "grm").replace(adapted)
 
 

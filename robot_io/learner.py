@@ -26,7 +26,7 @@ from grm.reward import Frame, Judgement, ProcessReward, Task
 from .actor import VERSION, fingerprint
 from .cameras import as_recorded, from_file
 from .link import Address, Host, Link, Message
-from .replay import Attempt, shaped_rewards
+from .replay import Attempt
 from .robot import PIXELS
 
 _log = logging.getLogger(__name__)
@@ -55,16 +55,6 @@ class Mind[C](Protocol):
         """Folder of the model's checkpoint, whose features the policy sees."""
         ...
 
-    @property
-    def gamma(self) -> float:
-        """Discount per step."""
-        ...
-
-    @property
-    def weight(self) -> float:
-        """Of the potential, against the task's reward."""
-        ...
-
     def observe(self, state: Float[np.ndarray, " n"], carry: C) -> Float[np.ndarray, " m"]:
         """What the policy sees at the newest frame of a prefix."""
         ...
@@ -73,10 +63,10 @@ class Mind[C](Protocol):
         self,
         attempt: Attempt,
         observations: Float[np.ndarray, "T+1 m"],
-        rewards: Float[np.ndarray, " T"],
+        judgement: Judgement,
         between: Callable[[], None],
     ) -> None:
-        """Learn from a rollout; calls `between` every few milliseconds."""
+        """Learn from a rollout as its frames were judged; calls `between` every few milliseconds."""
         ...
 
     def policy(self) -> bytes:
@@ -283,8 +273,7 @@ class Learning[C]:
             if attempt.purpose == "rollout":
                 self._doing = "learning"
                 judgement = _joined(running.judgements)
-                rewards = shaped_rewards(attempt, judgement, gamma=self._mind.gamma, weight=self._mind.weight)
-                self._mind.learn(attempt, np.stack(running.observations), rewards, self._between)
+                self._mind.learn(attempt, np.stack(running.observations), judgement, self._between)
             self.learned.append(attempt.number)
             self.save()
             self._doing = "waiting"

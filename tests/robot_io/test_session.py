@@ -16,11 +16,11 @@ from grm.errors import GrmError
 from robot_io.actor import RobotSide, next_purpose, scene_seed
 from robot_io.learner import LearnerSide, checkpoints
 from robot_io.recorder import read_judged
-from robot_io.replay import read_attempt, read_lines, rejudge
+from robot_io.replay import read_attempt, read_lines
 from robot_io.session import Session, free_address
 from robot_io.sim import Fault, SimExpertConfig, SimRobotConfig
 
-from .toy import Brightness, MakeTally, Tally, Wander
+from .toy import Brightness, MakeTally, Tally, Wander, shaped
 
 LIMITS = (Path(__file__).parents[2] / "robot_io" / "sim_limits.toml").read_text()
 
@@ -128,8 +128,7 @@ def test_rewards_of_the_recording_are_those_that_were_learned_from(side, grm):
     assert len(paid) == 4
     for number, rewards in paid.items():
         attempt = read_attempt(side.recording, int(number))
-        _, again = rejudge(Brightness(), Tally.task, attempt, gamma=Tally.gamma, weight=Tally.weight)
-        np.testing.assert_array_equal(again, np.array(rewards, np.float32))
+        assert shaped(attempt, Brightness().judge(Tally.task, attempt.frames)) == rewards
 
 
 def test_what_was_recorded_without_a_learner_is_learned_later(side, grm):
