@@ -347,7 +347,7 @@ class Actor:
         self._send_again()
         while self._policy is None and not self.side.demonstrate:
             self._wait("the learner's first policy", False, 0.05)
-            self._require_GOING("while it waited for the learner")
+            self._require_going("while it waited for the learner")
         if self._attended:
             self.operator.wait()  # a ready said too early does not count: somebody may be near the robot by now
             self._wait("you, to reset the scene and say ready", True, 0.0)
@@ -358,7 +358,7 @@ class Actor:
         if self._policy is not None:
             self._policy.begin()
 
-    def _require_GOING(self, when: str) -> None:
+    def _require_going(self, when: str) -> None:
         state = self.operator.state
         if state.phase is Phase.STOPPED or state.ending:
             self.operator.say(Event.STOP)
