@@ -4,10 +4,12 @@ What the learner must know is sent as it happens, and may get lost on the way. W
 on this machine is the truth, and whatever the learner has not acknowledged is sent again from it while the robot rests.
 """
 
+import gc
 import hashlib
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -681,6 +683,11 @@ def drive(side: RobotSide, make_policy: Callable[[Path], ActingPolicy], pipe: Co
     try:
         actor = Actor(side, make_policy, control, token)
         signal.signal(signal.SIGTERM, lambda *_: actor.stop())
+        # The loop shares the interpreter with threads that encode and send: they hand over within half a millisecond,
+        # and a collection never walks through all that was imported.
+        sys.setswitchinterval(5e-4)
+        gc.collect()
+        gc.freeze()
         listen_to_keys(control, actor.operator)
         actor.run()
     except GrmError as error:

@@ -5,6 +5,7 @@ learning takes, and no lock is needed. An episode counts as learned once a check
 process keeps offering it, from its recording.
 """
 
+import gc
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ _PUBLISH_S = 1.0
 """Between two policies handed over while an episode is being learned from."""
 _STATUS_S = 0.5
 _IDLE_S = 0.01
+_NICENESS = 5
+"""Of the learner's process: where cores are few, the robot's comes first."""
 
 
 class Mind[C](Protocol):
@@ -342,6 +345,7 @@ def read_state(checkpoint: Path, grm: Path) -> dict[str, Any]:
 def teach(side: LearnerSide, make_mind: MakeMind, pipe: Connection, token: bytes) -> None:
     """The learner's process. An error that cannot be mended here is told to the supervisor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICENESS)
     control = Link(pipe, silence_s=None)
     host = None
     try:
@@ -356,6 +360,8 @@ def teach(side: LearnerSide, make_mind: MakeMind, pipe: Connection, token: bytes
         state = read_state(found[-1], mind.grm) if found else {"learned": [], "limits": None}
         learning = Learning(side.out, mind, host, control, learned=state["learned"], limits=state["limits"])
         report("")
+        gc.collect()
+        gc.freeze()  # a collection that walks through all that was imported takes longer than a frame should wait
 
         learning.run()
     except GrmError as error:

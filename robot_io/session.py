@@ -28,7 +28,7 @@ from .operator import KEYS
 _log = logging.getLogger(__name__)
 
 KEYS_HEARD = (*KEYS, "space", "escape")
-_POLL_S = 0.02
+_POLL_S = 0.05
 _OFTEN = 5
 """Deaths in a row, each within `_SOON_S` seconds of a start, after which a process is not started again."""
 _SOON_S = 10.0
