@@ -25,12 +25,12 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from grm.cli.session import MakeMind, MakePolicy
+from grm.cli.session import MakePolicy
 from grm.errors import GrmError
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.actor import RobotSide
 from robot_io.learner import LearnerSide, checkpoints
-from robot_io.replay import read_attempt, read_lines
+from robot_io.replay import read_lines
 from robot_io.safety import SafetyLimits
 from robot_io.session import Session, free_address
 from robot_io.sim import Fault, SimRobotConfig
@@ -89,25 +89,32 @@ class Running:
             self._thread.join()
 
 
-def prints(recording: Path) -> list[str]:
-    """One of each recorded episode; raises what reading raises."""
-    found = []
-    for number in range(len(read_lines(recording))):
-        attempt = read_attempt(recording, number)
-        digest = hashlib.sha256(attempt.state.tobytes() + attempt.actions.tobytes() + attempt.rewards.tobytes())
-        for name in sorted(attempt.views):
-            digest.update(attempt.views[name].tobytes())
-        found.append(digest.hexdigest())
-    return found
+@dataclass(frozen=True)
+class Stock:
+    """What is on disk: how many episodes, and a digest of each file of data and pictures, which never change again."""
+
+    episodes: int
+    files: dict[str, str]
+
+    @classmethod
+    def of(cls, recording: Path) -> "Stock":
+        found = sorted(path for folder in ("data", "videos") for path in (recording / folder).rglob("*.*"))
+        digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+        return cls(len(read_lines(recording)), digests)
+
+    def lost(self, now: "Stock") -> int:
+        """Episodes that are fewer now, or files that are gone or not what they were."""
+        return max(0, self.episodes - now.episodes) + sum(now.files.get(p) != d for p, d in self.files.items())
 
 
-def readable(recording: Path) -> bool:
-    """Whether LeRobot itself reads every frame."""
+def readable(recording: Path, *, whole: bool) -> bool:
+    """Whether LeRobot itself reads it: every frame, or the first and the last."""
     from lerobot.datasets import LeRobotDataset
 
     try:
         dataset = LeRobotDataset("grm/episodes", root=recording, video_backend="pyav")
-        return all(dataset[k]["observation.state"] is not None for k in range(len(dataset)))
+        frames = range(len(dataset)) if whole else (0, len(dataset) - 1)
+        return all(len(dataset[frame]["observation.state"]) > 0 for frame in frames)
     except (OSError, ValueError, RuntimeError, IndexError, AssertionError):
         return False
 
@@ -139,7 +146,7 @@ def beyond_limits(audit: Path, limits: SafetyLimits) -> int:
 class DiskFull:
     """In the robot's process: writing fails for some episodes."""
 
-    make: MakePolicy
+    make: Callable[[Path], Any]
     start: int
     count: int
 
@@ -161,7 +168,7 @@ class DiskFull:
 class ClockJumps:
     """In the robot's process: the wall clock goes back and forth by hours."""
 
-    make: MakePolicy
+    make: Callable[[Path], Any]
 
     def __call__(self, folder: Path) -> Any:
         import itertools
@@ -177,6 +184,9 @@ class Blind(ProcessReward[Frame, Any]):
     def __init__(self, model: ProcessReward[Frame, Any]) -> None:
         self.model, self.made = model, time.monotonic()
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
     def start(self, task: Task) -> Any:
         return self.model.start(task)
 
@@ -190,11 +200,11 @@ class Blind(ProcessReward[Frame, Any]):
 
 @dataclass(frozen=True)
 class MakeBlind:
-    make: MakeMind
+    make: Callable[..., Any]
 
     def __call__(self, checkpoint: Path | None, report: Callable[[str], None]) -> Any:
-        mind = self.make(checkpoint, report)
-        mind.observe, mind.model = mind.observe, Blind(mind.model)  # type: ignore[method-assign,assignment]
+        mind: Any = self.make(checkpoint, report)
+        mind.model = Blind(mind.model)
         return mind
 
 
@@ -265,20 +275,20 @@ class Judge:
         self._began = time.monotonic()
         self._limits = SafetyLimits.read(scene.side.limits)
 
-    def before(self) -> list[str]:
-        return prints(self._scene.side.recording) if read_lines(self._scene.side.recording) else []
+    def before(self) -> Stock:
+        return Stock.of(self._scene.side.recording)
 
-    def after(self, what: str, before: list[str], went_on: bool, at: float | None = None) -> None:
+    def after(self, what: str, before: Stock, went_on: bool, at: float | None = None) -> None:
         recording = self._scene.side.recording
-        now = prints(recording)
+        now = Stock.of(recording)
         self.rows.append(
             {
                 "what": what,
                 "when_s": round((at or time.monotonic()) - self._began, 2),
-                "episodes_before": len(before),
-                "episodes_after": len(now),
-                "lost": sum(a != b for a, b in zip(before, now, strict=False)) + max(0, len(before) - len(now)),
-                "readable": readable(recording),
+                "episodes_before": before.episodes,
+                "episodes_after": now.episodes,
+                "lost": before.lost(now),
+                "readable": readable(recording, whole=False),
                 "went_on": went_on,
                 "actions_beyond_limits": beyond_limits(self._audit, self._limits),
             }
@@ -397,6 +407,7 @@ def main(
     }
     rows: list[Row] = []
     learned: dict[str, bool] = {}
+    unreadable = 0
     for name, hurt in hurts.items():
         if only and name not in only:
             continue
@@ -406,11 +417,12 @@ def main(
         hurt(scene, judge)
         rows += [{"scenario": name, **row} for row in judge.rows]
         learned[name] = all_learned(scene)
+        unreadable += not readable(scene.side.recording, whole=True)
     summary = {
         "faults": len(rows),
         "kills": sum("kill" in str(row["what"]) for row in rows),
         "episodes_lost": sum(int(str(row["lost"])) for row in rows),
-        "unreadable": sum(not row["readable"] for row in rows),
+        "unreadable": unreadable + sum(not row["readable"] for row in rows),
         "did_not_go_on": sum(not row["went_on"] for row in rows),
         "actions_beyond_limits": sum(
             max(int(str(row["actions_beyond_limits"])) for row in rows if row["scenario"] == name) for name in learned

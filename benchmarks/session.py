@@ -10,6 +10,8 @@ after a second; the ratio is of rollouts until 18 of the last 20 succeeded.
 """
 
 import json
+import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.replay import read_lines
 from robot_io.session import Session
 
-from .results import write_result
+from .results import RESULTS, write_result
 
 TASK = "door-unlock"
 INSTRUCTION = "unlock the door"
@@ -54,7 +56,7 @@ class MakeIdle:
         mind: Any = self.make(checkpoint, report)
         mind.model = Nothing()
         mind.observe = lambda state, carry: state
-        mind.learn = lambda attempt, observations, rewards, between: None
+        mind.learn = lambda attempt, observations, judgement, between: None
         return mind
 
 
@@ -72,16 +74,22 @@ def command(runs: Path, name: str, seed: int, **settings: Any) -> Command:
     )
 
 
-def run(command: Command, *, idle: bool = False) -> None:
+def run(command: Command, *, idle: bool = False, minutes: float | None = None) -> None:
+    """A session to its end, or ended after so many minutes."""
     robot, learner = command.sides()
     make: Any = command.make_mind() if learner is not None else None
-    Session(
+    session = Session(
         robot=robot,
         learner=learner,
         make_policy=MakePolicy(instruction=INSTRUCTION),
         make_mind=MakeIdle(make) if idle else make,
         preload=("grm.cli.session", "policies.offpolicy"),
-    ).run()
+    )
+    if minutes is not None:
+        end = threading.Timer(60 * minutes, session.interrupt)
+        end.daemon = True
+        end.start()
+    session.run()
 
 
 def prepare(runs: Path, seed: int) -> None:
@@ -100,7 +108,7 @@ def prepare(runs: Path, seed: int) -> None:
     adapted = runs / f"grm-{seed}"
     if not (adapted / "config.json").exists():
         first = replace(command(runs, "first", seed), grm=None, out=runs / f"adapting-{seed}")
-        first.make_mind()(None, print)
+        first.make_mind().judge(print)
         (runs / f"adapting-{seed}" / "grm").replace(adapted)
 
 
@@ -151,15 +159,12 @@ def main(
 
 
 def timed(settings: Command, minutes: float, *, idle: bool) -> None:
-    """Run for so many minutes of driving, counted over what is there already."""
-    path = settings.out / "timing.jsonl"
-
-    def done() -> float:
-        return timing_of(settings.out)[0].sum() if path.exists() else 0.0
-
-    while done() < 60_000 * minutes:
-        count = sum(line["behaviour"] == "rollout" for line in read_lines(settings.out / "episodes"))
-        run(replace(settings, rollouts=count + 50), idle=idle)
+    """One session of so many minutes; not again once it is there."""
+    finished = settings.out / "finished"
+    if not finished.exists():
+        shutil.rmtree(settings.out, ignore_errors=True)
+        run(settings, idle=idle, minutes=minutes)
+        finished.touch()
 
 
 def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float], list[dict[str, object]]]:
@@ -176,7 +181,7 @@ def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float], list[di
             "jitter_ms_p99_learning": jitter_p99(periods),
             "jitter_ms_p99_idle": jitter_p99(idle),
             "overrun_rate": sum(one[2] for one in found) / len(periods),
-            "minutes": float(periods.sum() / 60_000),
+            "driven_minutes": float(periods.sum() / 60_000),
             "frame_to_phi_ms_p50": float(np.percentile(latencies, 50)),
             "frame_to_phi_ms_p99": float(np.percentile(latencies, 99)),
             "frames_judged_in_time": len(latencies) / frames,
@@ -204,6 +209,10 @@ def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float], list[di
             summary[f"rollouts_to_90_{name}"] = float(np.mean(values))
     if "rollouts_to_90_success" in summary and "rollouts_to_90_interventions" in summary:
         summary["intervention_ratio"] = summary["rollouts_to_90_interventions"] / summary["rollouts_to_90_success"]
+    faults = RESULTS / "faults.json"
+    if faults.exists():  # measured by benchmarks.faults
+        survived = json.loads(faults.read_text())["summary"]
+        summary |= {key: survived[key] for key in ("episodes_lost", "actions_beyond_limits")}
     return summary, rows
 
 

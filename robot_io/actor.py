@@ -4,10 +4,12 @@ What the learner must know is sent as it happens, and may get lost on the way. W
 on this machine is the truth, and whatever the learner has not acknowledged is sent again from it while the robot rests.
 """
 
+import gc
 import hashlib
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -113,6 +115,8 @@ class RobotSide:
     """Deterministic rollouts of one evaluation, nothing of which is learned."""
     seed: int = 0
     """Of the scenes, where the robot sets them itself."""
+    attended: bool = False
+    """Whether a person says when the scene is reset, also of a robot that resets it by itself."""
     demonstrate: bool = False
     """Whether the person drives all of every rollout."""
 
@@ -171,6 +175,7 @@ class Actor:
         self.safe = SafeRobot(self._robot, self._limits)
         self._scene: Callable[[int | None], None] | None = getattr(self._robot, "reset_scene", None)
         """Robots that are simulated put everything back by themselves; for all others a person does."""
+        self._attended = side.attended or self._scene is None
         teleop = make_teleoperator_from_config(side.teleop) if side.teleop is not None else None
         if side.success == "environment" and not hasattr(self._robot, "succeeded"):
             raise RobotError(
@@ -270,11 +275,11 @@ class Actor:
             return False
         self._faults.append({"time_s": round(time.monotonic() - self._began, 3), "text": str(error)})
         _log.warning("the rollout was cut short: %s", error)
-        if self._scene is not None and misses > _PATIENCE:
+        if not self._attended and misses > _PATIENCE:
             raise error
         self.operator.wait()
         while True:
-            self._wait(f"you, to look at the robot and say ready: {error}", self._scene is None, _AGAIN_S)
+            self._wait(f"you, to look at the robot and say ready: {error}", self._attended, _AGAIN_S)
             if self.operator.state.phase is Phase.STOPPED or self.operator.state.ending:
                 return False
             try:
@@ -282,7 +287,7 @@ class Actor:
                 self.safe.arm()
             except RobotError as again:
                 error = again
-                if self._scene is not None and (misses := misses + 1) > _PATIENCE:
+                if not self._attended and (misses := misses + 1) > _PATIENCE:
                     raise
                 self.operator.wait()
             else:
@@ -344,18 +349,18 @@ class Actor:
         self._send_again()
         while self._policy is None and not self.side.demonstrate:
             self._wait("the learner's first policy", False, 0.05)
-            self._require_GOING("while it waited for the learner")
-        if self._scene is None:
+            self._require_going("while it waited for the learner")
+        if self._attended:
             self.operator.wait()  # a ready said too early does not count: somebody may be near the robot by now
             self._wait("you, to reset the scene and say ready", True, 0.0)
-            self._require_GOING("during a reset")
-        else:
+            self._require_going("during a reset")
+        if self._scene is not None:
             self._scene(seed)
         self._waits_for = ""
         if self._policy is not None:
             self._policy.begin()
 
-    def _require_GOING(self, when: str) -> None:
+    def _require_going(self, when: str) -> None:
         state = self.operator.state
         if state.phase is Phase.STOPPED or state.ending:
             self.operator.say(Event.STOP)
@@ -678,6 +683,11 @@ def drive(side: RobotSide, make_policy: Callable[[Path], ActingPolicy], pipe: Co
     try:
         actor = Actor(side, make_policy, control, token)
         signal.signal(signal.SIGTERM, lambda *_: actor.stop())
+        # The loop shares the interpreter with threads that encode and send: they hand over within half a millisecond,
+        # and a collection never walks through all that was imported.
+        sys.setswitchinterval(5e-4)
+        gc.collect()
+        gc.freeze()
         listen_to_keys(control, actor.operator)
         actor.run()
     except GrmError as error:

@@ -1,5 +1,6 @@
 """LeRobot's robots and teleoperators, configured with the words of its own commands."""
 
+import argparse
 import contextlib
 import importlib
 import pkgutil
@@ -38,7 +39,7 @@ def _parse(kind: Any, words: Sequence[str], name: str) -> Any:
     Chosen = make_dataclass("Chosen", [(name, kind)])
     try:
         return getattr(draccus.parse(Chosen, args=[f"--{name}.{word}" for word in words], exit_on_error=False), name)
-    except (DraccusException, ValueError, TypeError, SystemExit) as error:
+    except (argparse.ArgumentError, DraccusException, ValueError, TypeError, SystemExit) as error:
         why, choices = " ".join(str(error).split()), ", ".join(sorted(kind.get_known_choices()))
         raise OutputError(
             f"the {name} {' '.join(words)!r} is not understood ({why}); LeRobot knows {choices}"

@@ -5,6 +5,7 @@ learning takes, and no lock is needed. An episode counts as learned once a check
 process keeps offering it, from its recording.
 """
 
+import gc
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from grm.reward import Frame, Judgement, ProcessReward, Task
 from .actor import VERSION, fingerprint
 from .cameras import as_recorded, from_file
 from .link import Address, Host, Link, Message
-from .replay import Attempt, shaped_rewards
+from .replay import Attempt
 from .robot import PIXELS
 
 _log = logging.getLogger(__name__)
@@ -35,18 +36,27 @@ _PUBLISH_S = 1.0
 """Between two policies handed over while an episode is being learned from."""
 _STATUS_S = 0.5
 _IDLE_S = 0.01
+_NICENESS = 5
+"""Of the learner's process: where cores are few, the robot's comes first."""
 
 
 class Mind[C](Protocol):
     """What judges and learns; made by whoever composes a session, from models and learners that are not known here."""
 
-    model: ProcessReward[Frame, C]
-    task: Task
-    grm: Path
-    """Folder of the model's checkpoint, whose features the policy sees."""
-    gamma: float
-    weight: float
-    """Of the potential, against the task's reward."""
+    @property
+    def model(self) -> ProcessReward[Frame, C]:
+        """What judges."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What is to be done, with a picture of it done."""
+        ...
+
+    @property
+    def grm(self) -> Path:
+        """Folder of the model's checkpoint, whose features the policy sees."""
+        ...
 
     def observe(self, state: Float[np.ndarray, " n"], carry: C) -> Float[np.ndarray, " m"]:
         """What the policy sees at the newest frame of a prefix."""
@@ -56,10 +66,10 @@ class Mind[C](Protocol):
         self,
         attempt: Attempt,
         observations: Float[np.ndarray, "T+1 m"],
-        rewards: Float[np.ndarray, " T"],
+        judgement: Judgement,
         between: Callable[[], None],
     ) -> None:
-        """Learn from a rollout; calls `between` every few milliseconds."""
+        """Learn from a rollout as its frames were judged; calls `between` every few milliseconds."""
         ...
 
     def policy(self) -> bytes:
@@ -266,8 +276,7 @@ class Learning[C]:
             if attempt.purpose == "rollout":
                 self._doing = "learning"
                 judgement = _joined(running.judgements)
-                rewards = shaped_rewards(attempt, judgement, gamma=self._mind.gamma, weight=self._mind.weight)
-                self._mind.learn(attempt, np.stack(running.observations), rewards, self._between)
+                self._mind.learn(attempt, np.stack(running.observations), judgement, self._between)
             self.learned.append(attempt.number)
             self.save()
             self._doing = "waiting"
@@ -336,6 +345,7 @@ def read_state(checkpoint: Path, grm: Path) -> dict[str, Any]:
 def teach(side: LearnerSide, make_mind: MakeMind, pipe: Connection, token: bytes) -> None:
     """The learner's process. An error that cannot be mended here is told to the supervisor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICENESS)
     control = Link(pipe, silence_s=None)
     host = None
     try:
@@ -350,6 +360,8 @@ def teach(side: LearnerSide, make_mind: MakeMind, pipe: Connection, token: bytes
         state = read_state(found[-1], mind.grm) if found else {"learned": [], "limits": None}
         learning = Learning(side.out, mind, host, control, learned=state["learned"], limits=state["limits"])
         report("")
+        gc.collect()
+        gc.freeze()  # a collection that walks through all that was imported takes longer than a frame should wait
 
         learning.run()
     except GrmError as error:

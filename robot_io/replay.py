@@ -1,4 +1,4 @@
-"""What a session recorded, as a judge and a learner take it: the same rewards, live and from the recording."""
+"""What a session recorded, as a judge and a learner take it: the same, live and from the recording."""
 
 import json
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from grm.data.lerobot import SIDECAR, read_episodes
 from grm.errors import TraceError
-from grm.reward import Frame, Judgement, ProcessReward, Task
-from shaping import shaping_reward
+from grm.reward import Frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,23 +40,6 @@ class Attempt:
             Frame(views={name: pictures[t] for name, pictures in self.views.items()}, time=float(self.time[t]))
             for t in range(len(self.state))
         ]
-
-
-def shaped_rewards(attempt: Attempt, judgement: Judgement, *, gamma: float, weight: float) -> Float[np.ndarray, " T"]:
-    """What a learner is paid: the task's reward and `weight` times γ Φ' - Φ, nothing where the judge abstained."""
-    ends = np.zeros(len(attempt.rewards), bool)
-    ends[-1] = attempt.terminated
-    phi = np.where(judgement.judged, judgement.potential, np.nan)
-    shaping = weight * shaping_reward(phi[:-1], phi[1:], ends, gamma)
-    return (attempt.rewards + np.nan_to_num(shaping, nan=0.0)).astype(np.float32)
-
-
-def rejudge[C](
-    model: ProcessReward[Frame, C], task: Task, attempt: Attempt, *, gamma: float, weight: float
-) -> tuple[Judgement, Float[np.ndarray, " T"]]:
-    """A recorded rollout judged anew, and the rewards that follow."""
-    judgement = model.judge(task, attempt.frames)
-    return judgement, shaped_rewards(attempt, judgement, gamma=gamma, weight=weight)
 
 
 def read_lines(root: Path) -> list[dict[str, Any]]:

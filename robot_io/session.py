@@ -28,7 +28,7 @@ from .operator import KEYS
 _log = logging.getLogger(__name__)
 
 KEYS_HEARD = (*KEYS, "space", "escape")
-_POLL_S = 0.02
+_POLL_S = 0.05
 _OFTEN = 5
 """Deaths in a row, each within `_SOON_S` seconds of a start, after which a process is not started again."""
 _SOON_S = 10.0
@@ -156,11 +156,11 @@ class Session:
                 child.process.kill()
 
     def state(self) -> dict[str, Any]:
-        """What the page shows; keys that nobody knows yet are absent."""
+        """What the page shows; empty where nobody knows yet."""
         robot, learner = self._robot, self._learner
-        found: dict[str, Any] = {"phase": "starting", "waits_for": "the robot's process"}
+        found = dict(_UNKNOWN)
         if robot is not None and robot.heard is not None:
-            found = dict(robot.heard.fields)
+            found |= robot.heard.fields
             if not robot.running:
                 found |= {"phase": "ended" if self._ending_since else "restarting", "waits_for": None}
         doing = learner.heard.fields.get("doing") if learner is not None and learner.heard is not None else None
@@ -172,7 +172,7 @@ class Session:
             **found,
             "learner": {"connected": False, "backlog": 0, **found.get("learner", {}), "alive": alive},
             "session": {"task": "", "robot": "", "out": "", **found.get("session", {}), "elapsed_s": elapsed_s},
-            "faults": sorted(found.get("faults", []) + self._faults, key=lambda fault: fault["time_s"]),
+            "faults": sorted([*found["faults"], *self._faults], key=lambda fault: fault["time_s"]),
             "restarts": dict(self._restarts),
         }
 
@@ -230,6 +230,30 @@ class Session:
 
 
 _END = Message(kind="end")
+_UNKNOWN: dict[str, Any] = {
+    "phase": "starting",
+    "waits_for": "the robot's process",
+    "episode": {
+        "index": 0,
+        "tick": 0,
+        "evaluation": False,
+        "intervention": False,
+        **dict.fromkeys(("time_s", "phi", "spread", "done"), ()),
+    },
+    "views": (),
+    "rollouts": {"planned": 0, "done": 0, **dict.fromkeys(("success", "interventions", "evaluation"), ())},
+    "keys": (),
+    "timing": {
+        "ticks": 0,
+        "overruns": 0,
+        **dict.fromkeys(
+            ("rate_hz", "measured_hz", "jitter_ms_p99", "frame_to_phi_ms_p50", "frame_to_phi_ms_p99"), None
+        ),
+    },
+    "policy": {"version": 0, "age_s": None, "updates": 0},
+    "faults": (),
+}
+"""Until the robot's process has said something."""
 
 
 def free_address() -> Address:

@@ -1,5 +1,6 @@
 """`grm session`: a real robot, one demonstration, and an afternoon."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,10 +13,10 @@ from jaxtyping import Float
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import MissingExtraError, OutputError, TraceError
+from ..errors import CheckpointError, MissingExtraError, OutputError, TraceError
 from ..models.checkpoint import locate
 from ..models.multiview import GRM, Carry, packaged_checkpoint
-from ..reward import Frame, Task
+from ..reward import Frame, Judgement, Task
 from .output import check_output, command_line, commit
 from .serve import read_token
 from .terminal import console
@@ -55,6 +56,8 @@ class Session:
     """Record so many demonstrations with the teleoperator instead, and learn nothing."""
     success: Literal["person", "environment", "head"] = "person"
     """Who says that it is done: you, the simulation itself, or the GRM's success head, once it is sure."""
+    attended: bool = False
+    """Wait for you to say that the scene is reset, also where the robot is simulated and resets it by itself."""
     rollouts: int | None = None
     """End after so many; go on until you end it unless given."""
     evaluate_every: int = 0
@@ -80,8 +83,8 @@ class Session:
     """Where the robot goes before each reset: `shoulder_pan.pos=0 …`, every joint; nowhere unless given."""
     gamma: float = 0.98
     """Discount per step."""
-    shaping_weight: float = 0.1
-    """Factor of the GRM's potential."""
+    guidance: float = 1.0
+    """Weight of the potential that the learner makes of Φ and of its successes; 0 for the task's reward alone."""
     updates_per_step: int = 2
     """Gradient updates per step of a rollout."""
     seed: int = 0
@@ -98,7 +101,7 @@ class Session:
     resume: bool = False
     """Go on with what is in --out."""
     rejudge: bool = False
-    """Judge and shape the recording in --out anew, offline, and say what changed."""
+    """Judge the recording in --out anew, offline, and say what changed."""
 
     def run(self) -> None:
         """Run the session."""
@@ -115,6 +118,7 @@ class Session:
                 f"grm session needs {error.name}; install it with `pip install 'grm-robotics[serve]'`"
             ) from error
         check_output(self.out, resume=self.resume)
+        self._write_config()
         robot, learner = self.sides()
         token = b"" if self.token_file is None else read_token(self.token_file).encode()
         session = Running(
@@ -150,6 +154,24 @@ class Session:
         console.print(escape(_summary(state)), highlight=False, soft_wrap=True)
         for fault in state.get("faults", []):
             console.print(f"at {fault['time_s']:.0f} s: {escape(fault['text'])}", highlight=False, soft_wrap=True)
+
+    def _write_config(self) -> None:
+        """What a session must go on with as it was begun, into config.json. Raises `CheckpointError` if it changed."""
+        path = self.out / "config.json"
+        settings = {
+            name: list(value) if isinstance(value := getattr(self, name), tuple) else value
+            for name in ("rate_hz", "control", "views", "size", "gamma", "guidance", "demo_episode")
+        }
+        if path.exists():
+            found = json.loads(path.read_text())["settings"]
+            changed = [name for name, value in settings.items() if found.get(name) != value]
+            if changed:
+                raise CheckpointError(
+                    f"{self.out} was begun with {', '.join(f'{name} {found.get(name)}' for name in changed)}; expected "
+                    f"the same, since what was learned holds for those: choose another --out for others"
+                )
+            return
+        path.write_text(json.dumps({"settings": settings, "command": command_line(self), "commit": commit()}) + "\n")
 
     def sides(self) -> "tuple[RobotSide | None, LearnerSide | None]":
         """What both processes are told. Raises `GrmError` for what does not go together."""
@@ -198,6 +220,7 @@ class Session:
             size=self.size,
             home=home or None,
             success=self.success,
+            attended=self.attended,
             learner=address,
             rollouts=self.demonstrate or self.rollouts,
             evaluate_every=self.evaluate_every,
@@ -238,7 +261,7 @@ class Session:
             grm=self.grm,
             steps=self.adaptation_steps,
             gamma=self.gamma,
-            weight=self.shaping_weight,
+            guidance=self.guidance,
             updates_per_step=self.updates_per_step,
             seed=self.seed,
             threads=self.threads,
@@ -247,24 +270,22 @@ class Session:
 
     def _rejudge(self) -> None:
         from robot_io.recorder import read_judged
-        from robot_io.replay import read_attempt, read_lines, rejudge
+        from robot_io.replay import read_attempt, read_lines
 
         recording = self.out / "episodes"
-        mind = self.make_mind()(None, lambda doing: None)
-        table = Table("episode", "success", "Φ at the end, then", "now", "largest change", "sum of rewards")
+        model, task, _ = self.make_mind().judge(lambda doing: None)
+        table = Table("episode", "success", "judged in time", "Φ at the end", "largest change of Φ")
         for number, line in enumerate(read_lines(recording)):
-            attempt, then = read_attempt(recording, number), read_judged(recording, number)
-            now, rewards = rejudge(mind.model, mind.task, attempt, gamma=mind.gamma, weight=mind.weight)
+            then = read_judged(recording, number)
+            now = model.judge(task, read_attempt(recording, number).frames)
             both = then.judged & now.judged
             change = np.abs(then.potential - now.potential)[both]
-            last = then.potential[then.judged][-1:]
             table.add_row(
                 str(number),
                 "yes" if line["success"] else "no",
-                f"{last[0]:.3f}" if len(last) else "not judged",
-                f"{now.potential[-1]:.3f}" if now.judged[-1] else "not judged",
-                f"{change.max():.2g}" if len(change) else "",
-                f"{rewards.sum():.3f}",
+                f"{then.judged.sum()} of {len(then)}",
+                f"{now.potential[-1]:.3f}" if now.judged[-1] else "abstained",
+                f"{change.max():.1g}" if len(change) else "",
             )
         console.print(table)
 
@@ -348,7 +369,7 @@ class MakeMind:
     grm: Path | None
     steps: int
     gamma: float
-    weight: float
+    guidance: float
     updates_per_step: int
     seed: int
     threads: int
@@ -358,24 +379,26 @@ class MakeMind:
         """See `robot_io.learner.MakeMind`."""
         import torch
 
-        from robot_io.replay import read_attempt, rejudge
-
-        from ..data.lerobot import read_episodes
+        from robot_io.replay import read_attempt
 
         torch.set_num_threads(self.threads)
+        model, task, folder = self.judge(report)
+        report("cloning the demonstration" if checkpoint is None else "reading the checkpoint")
+        return GrmMind(self, model, task, folder, read_attempt(self.demo, self.episode), checkpoint)
+
+    def judge(self, report: Callable[[str], None]) -> tuple[GRM, Task, Path]:
+        """The adapted GRM, which is made if it is not there yet, the task, and the GRM's folder."""
+        from ..data.lerobot import read_episodes
+
         [episode] = read_episodes(self.demo, [self.episode])
-        shown = read_attempt(self.demo, self.episode)
         folder = self.grm or self.out / "grm"
         if not (folder / "config.json").exists():
             if self.grm is not None:
                 raise OutputError(f"{self.grm} holds no GRM; expected a folder that `grm adapt` wrote")
             report("adapting the GRM to the demonstration")
             self._adapt(episode, folder)
-        report("cloning the demonstration" if checkpoint is None else "reading the checkpoint")
-        model = GRM.from_pretrained(folder)
         task = Task(instruction=self.instruction or episode.instruction, goal=episode.frames[-1])
-        _, rewards = rejudge(model, task, shown, gamma=self.gamma, weight=self.weight)
-        return GrmMind(self, model, task, folder, shown, rewards, checkpoint)
+        return GRM.from_pretrained(folder), task, folder
 
     def _adapt(self, episode: Any, folder: Path) -> None:
         from ..data.replay import read_replay
@@ -399,7 +422,6 @@ class GrmMind:
         task: Task,
         grm: Path,
         shown: "Attempt",
-        rewards: np.ndarray,
         checkpoint: Path | None,
     ) -> None:
         from gymnasium import spaces
@@ -409,17 +431,13 @@ class GrmMind:
         from policies.offpolicy import DemonstrationSAC
 
         class Sliced(DemonstrationSAC):
-            """Pauses between a few updates, so that frames that came meanwhile can be judged."""
-
-            between: Callable[[], None] = staticmethod(lambda: None)
+            """Draws batches for a few updates at a time: all at once takes longer than a frame should wait."""
 
             def train(self, gradient_steps: int, batch_size: int = 128) -> None:
                 for begin in range(0, gradient_steps, _SLICE):
                     super().train(min(_SLICE, gradient_steps - begin), batch_size)
-                    self.between()
 
         self.model, self.task, self.grm = model, task, grm
-        self.gamma, self.weight = made.gamma, made.weight
         carry, seen = model.start(task), []
         for state, frame in zip(shown.state, shown.frames, strict=True):
             [carry], _ = model.extend([carry], [[frame]])
@@ -430,17 +448,13 @@ class GrmMind:
         if checkpoint is not None:
             self._learner = Sliced.load_checkpoint(checkpoint / "policy", env)
         else:
-            ends = np.zeros(len(rewards), bool)
-            ends[-1] = shown.terminated
-            demonstration = Demonstration(
-                observations=observations[:-1],
-                actions=np.clip(shown.actions, -1, 1),
-                rewards=rewards,
-                next_observations=observations[1:],
-                terminated=ends,
-            )
             self._learner = Sliced(
-                env, demonstration, gamma=made.gamma, updates_per_step=made.updates_per_step, seed=made.seed
+                env,
+                Demonstration(**_transitions(shown, observations)),
+                gamma=made.gamma,
+                guidance=made.guidance,
+                updates_per_step=made.updates_per_step,
+                seed=made.seed,
             )
 
     def observe(self, state: Float[np.ndarray, " n"], carry: Carry) -> Float[np.ndarray, " m"]:
@@ -448,26 +462,26 @@ class GrmMind:
         return np.concatenate([state, self.model.features(carry)]).astype(np.float32)
 
     def learn(
-        self, attempt: "Attempt", observations: np.ndarray, rewards: np.ndarray, between: Callable[[], None]
+        self, attempt: "Attempt", observations: np.ndarray, judgement: Judgement, between: Callable[[], None]
     ) -> None:
         """See `robot_io.learner.Mind`."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
         from policies.demonstration import Collected
 
-        ends = np.zeros(len(rewards), bool)
-        ends[-1] = attempt.terminated
-        self._learner.between = between  # pyright: ignore[reportAttributeAccessIssue]
-        self._learner.learn_from(
-            Collected(
-                observations=observations[:-1],
-                actions=np.clip(attempt.actions, -1, 1),
-                rewards=rewards,
-                next_observations=observations[1:],
-                terminated=ends,
-                success=attempt.success,
-                task_reward=float(attempt.rewards.sum()),
-                intervened=attempt.interventions,
-            )
+        collected = Collected(
+            **_transitions(attempt, observations),
+            success=attempt.success,
+            task_reward=float(attempt.rewards.sum()),
+            intervened=attempt.interventions,
+            phi=judgement.potential[:-1],
         )
+        # After each step of whichever optimiser: of actor and critics, of the cloned policy, of the guide.
+        pausing = register_optimizer_step_post_hook(lambda *_: between())
+        try:
+            self._learner.learn_from(collected)
+        finally:
+            pausing.remove()
 
     def policy(self) -> bytes:
         """See `robot_io.learner.Mind`."""
@@ -482,5 +496,18 @@ class GrmMind:
         self._learner.save_checkpoint(folder / "policy")
 
 
-_SLICE = 2
-"""Updates between two looks at what came meanwhile, some ten milliseconds: one of them is the actor's, too."""
+def _transitions(attempt: "Attempt", observations: Float[np.ndarray, "T+1 m"]) -> dict[str, Any]:
+    """As a learner takes them, with the task's own rewards."""
+    ends = np.zeros(len(attempt.rewards), bool)
+    ends[-1] = attempt.terminated
+    return {
+        "observations": observations[:-1],
+        "actions": np.clip(attempt.actions, -1, 1),
+        "rewards": attempt.rewards,
+        "next_observations": observations[1:],
+        "terminated": ends,
+    }
+
+
+_SLICE = 16
+"""Updates whose batches are drawn at once; even, since every second one is the actor's, too."""

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from benchmarks.faults import Wire, beyond_limits
+from benchmarks.faults import Stock, Wire, beyond_limits
 from benchmarks.session import jitter_p99, rollouts_to
 from robot_io.sim import sim_limits
 
@@ -67,3 +67,16 @@ def test_rollouts_until_nine_in_ten_succeed():
 def test_jitter_is_the_distance_from_the_period():
     assert jitter_p99(np.full(100, 50.0)) == 0
     assert jitter_p99(np.array([50.0] * 90 + [40.0] * 10)) == 10
+
+
+def test_what_was_lost_is_counted(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("one.parquet", "two.parquet"):
+        (tmp_path / "data" / name).write_text(name)
+    before = Stock.of(tmp_path)
+    (tmp_path / "data" / "three.parquet").write_text("three")
+    assert before.lost(Stock.of(tmp_path)) == 0
+    (tmp_path / "data" / "one.parquet").write_text("other")
+    (tmp_path / "data" / "two.parquet").unlink()
+    assert before.lost(Stock.of(tmp_path)) == 2
+    assert Stock(3, {}).lost(Stock(1, {})) == 2

@@ -14,9 +14,9 @@ from robot_io.actor import VERSION, retold
 from robot_io.cameras import as_recorded
 from robot_io.learner import Learning, checkpoints, read_state
 from robot_io.link import Caller, Host, Link, Message
-from robot_io.replay import Attempt, rejudge
+from robot_io.replay import Attempt
 
-from .toy import Brightness, Tally
+from .toy import Brightness, Tally, shaped
 
 TOKEN = b"0123456789abcdef"
 HELLO = {"version": VERSION, "limits": "abc", "views": ["front"], "scalars": list("abcd"), "commanded": list("abcd")}
@@ -105,11 +105,11 @@ def test_a_rollout_is_judged_frame_by_frame_learned_and_saved(peer, tmp_path):
         peer.link.send(message)
     judged = [peer.hear("judged").fields for _ in range(7)]
     assert [one["index"] for one in judged] == list(range(7))
-    judgement, rewards = rejudge(Brightness(), Tally.task, told, gamma=Tally.gamma, weight=Tally.weight)
+    judgement = Brightness().judge(Tally.task, told.frames)
     expected = [None if np.isnan(phi) else pytest.approx(phi) for phi in judgement.potential]
     assert [one["potential"] for one in judged] == expected
     assert peer.hear("learned").fields["episode"] == 0
-    assert peer.mind.seen["0"] == rewards.tolist()
+    assert peer.mind.seen["0"] == shaped(told, judgement)
     [newest] = checkpoints(tmp_path / "learner")
     assert read_state(newest, peer.grm)["learned"] == [0]
     assert peer.hear("policy").arrays["policy"].tobytes() == b"policy after 1"
@@ -125,8 +125,7 @@ def test_live_pictures_are_judged_as_the_recording_will_show_them(peer):
         peer.link.send(Message(kind=said.kind, fields={**said.fields, "recorded": False}, arrays=said.arrays))
     peer.hear("learned")
     object.__setattr__(told, "views", {"front": shown})
-    _, rewards = rejudge(Brightness(), Tally.task, told, gamma=Tally.gamma, weight=Tally.weight)
-    assert peer.mind.seen["0"] == rewards.tolist()
+    assert peer.mind.seen["0"] == shaped(told, Brightness().judge(Tally.task, told.frames))
 
 
 def test_evaluations_are_acknowledged_and_not_learned_from(peer):

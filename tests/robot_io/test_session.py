@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import shutil
 import signal
 import threading
@@ -10,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.faults import ClockJumps, DiskFull, MakeBlind, Wire
 from grm.errors import GrmError
 from robot_io.actor import RobotSide, next_purpose, scene_seed
 from robot_io.learner import LearnerSide, checkpoints
 from robot_io.recorder import read_judged
-from robot_io.replay import read_attempt, read_lines, rejudge
+from robot_io.replay import read_attempt, read_lines
 from robot_io.session import Session, free_address
-from robot_io.sim import SimExpertConfig, SimRobotConfig
+from robot_io.sim import Fault, SimExpertConfig, SimRobotConfig
 
-from .toy import Brightness, MakeTally, Tally, Wander
+from .toy import Brightness, MakeTally, Tally, Wander, shaped
 
 LIMITS = (Path(__file__).parents[2] / "robot_io" / "sim_limits.toml").read_text()
 
@@ -54,11 +56,11 @@ def side(tmp_path) -> RobotSide:
 class Running:
     """A session in a thread; what it raised is raised at the end."""
 
-    def __init__(self, side: RobotSide, make_mind: MakeTally) -> None:
-        learner = LearnerSide(out=side.out / "learner", address=side.learner) if side.learner else None
+    def __init__(self, side: RobotSide, make_mind, *, make_policy=Wander, listen=None) -> None:
+        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if side.learner else None
         self.side = side
         self.session = Session(
-            robot=side, learner=learner, make_policy=Wander, make_mind=make_mind, preload=("tests.robot_io.toy",)
+            robot=side, learner=learner, make_policy=make_policy, make_mind=make_mind, preload=("tests.robot_io.toy",)
         )
         self.error: GrmError | None = None
         self.thread = threading.Thread(target=self._run)
@@ -126,8 +128,7 @@ def test_rewards_of_the_recording_are_those_that_were_learned_from(side, grm):
     assert len(paid) == 4
     for number, rewards in paid.items():
         attempt = read_attempt(side.recording, int(number))
-        _, again = rejudge(Brightness(), Tally.task, attempt, gamma=Tally.gamma, weight=Tally.weight)
-        np.testing.assert_array_equal(again, np.array(rewards, np.float32))
+        assert shaped(attempt, Brightness().judge(Tally.task, attempt.frames)) == rewards
 
 
 def test_what_was_recorded_without_a_learner_is_learned_later(side, grm):
@@ -206,3 +207,126 @@ def test_what_comes_next_follows_from_what_is_recorded(side):
     seeds = [scene_seed(side, lines("rr" + "e" * k), "evaluation") for k in range(3)]
     assert seeds[0] == seeds[2] != seeds[1]
     assert scene_seed(side, lines(""), "rollout") != scene_seed(side, lines("r"), "rollout") not in seeds
+
+
+# ---- faults that come by themselves
+
+
+@pytest.fixture
+def quick(side) -> RobotSide:
+    """Limits that notice a fault within a second."""
+    side.limits.write_text(side.limits.read_text().replace("camera_s=60.0", "camera_s=0.5"))
+    return replace(side, horizon=15, rollouts=3)
+
+
+def survive(side: RobotSide, grm: Path, *, make_mind=None, make_policy=Wander) -> dict:
+    """A whole session in which something goes wrong; the last state."""
+    running = Running(side, make_mind or MakeTally(grm), make_policy=make_policy)
+    running.finish(300.0)
+    lines = read_lines(side.recording)
+    assert sum(line["behaviour"] == "rollout" for line in lines) == side.rollouts
+    assert all(len(read_attempt(side.recording, number).rewards) >= 1 for number in range(len(lines)))
+    assert sorted(map(int, learned(side))) == list(range(len(lines)))
+    return running.session.state()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(kind="frozen", view="corner", start=12, readings=60), "newest picture of camera 'corner'"),
+        pytest.param(Fault(kind="black", start=12, readings=60), "newest picture of camera", marks=pytest.mark.slow),
+        pytest.param(Fault(kind="dropped", view="corner", start=12, readings=3), "", marks=pytest.mark.slow),
+        pytest.param(Fault(kind="reordered", start=12, readings=20), "", marks=pytest.mark.slow),
+        (Fault(kind="disconnect", start=12, readings=1), "not connected"),
+        pytest.param(Fault(kind="slow", start=12, readings=2, seconds=0.7), "", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_fault_of_robot_or_camera_costs_a_rollout_at_most(quick, grm, fault, said):
+    state = survive(replace(quick, robot=replace(quick.robot, faults=[fault])), grm)
+    assert any(said in one["text"] for one in state["faults"]) or not said
+    assert state["safety"]["refused"] == 0
+
+
+def test_a_full_disk_is_waited_for(side, grm):
+    state = survive(side, grm, make_policy=DiskFull(Wander, 1, 2))
+    assert any("the disk is full" in one["text"] for one in state["faults"])
+
+
+@pytest.mark.slow
+def test_jumps_of_the_wall_clock_do_nothing(side, grm):
+    state = survive(side, grm, make_policy=ClockJumps(Wander))
+    assert state["faults"] == []
+
+
+@pytest.mark.slow
+def test_a_judge_that_abstains_is_no_reason_to_stop(side, grm):
+    survive(replace(side, rollouts=12), grm, make_mind=MakeBlind(MakeTally(grm)))
+
+
+def test_a_network_that_is_cut_and_comes_back(side, grm):
+    """The robot goes on with the policy it has; what the learner missed is told again."""
+    wire = Wire(side.learner)
+    running = Running(replace(side, learner=wire.address, rollouts=6), MakeTally(grm), listen=side.learner)
+    running.until(lambda state: done(state) >= 1 and state["learner"]["backlog"] == 0)
+    wire.cut = True
+    for end in wire._open:
+        end.close()
+    before = done(running.session.state())
+    running.until(lambda state: done(state) >= before + 2)
+    assert running.session.state()["learner"]["backlog"] >= 2
+    wire.cut = False
+    running.finish()
+    assert sorted(map(int, learned(side))) == list(range(6))
+
+
+@pytest.mark.slow
+def test_keys_at_random_do_no_harm(side, grm):
+    generator = random.Random(0)
+    running = Running(replace(side, rollouts=20, horizon=10), MakeTally(grm))
+    running.until(lambda state: done(state) >= 1)
+    for _ in range(100):
+        running.session.press(generator.choice(("s", "f", "d", "r", "space", "enter", "p", "p", "nonsense")))
+        time.sleep(generator.uniform(0, 0.1))
+    if running.session.state()["phase"] == "paused":
+        running.session.press("p")
+    running.finish(300.0)
+    assert sorted(map(int, learned(side))) == list(range(len(read_lines(side.recording))))
+
+
+def test_a_person_says_when_the_scene_is_ready_and_what_was_a_success(side, grm):
+    running = Running(replace(side, attended=True, success="person", rollouts=2, horizon=2000), MakeTally(grm))
+    for number in range(2):
+        running.until(lambda state: "reset the scene" in (state["waits_for"] or ""))
+        for key in ("s", "f", "d", "p", "space"):  # none of which means anything now
+            running.session.press(key)
+        time.sleep(0.2)
+        assert running.session.state()["phase"] == "resetting"
+        running.session.press("enter")
+        running.until(lambda state: state["phase"] == "running" and state["episode"]["tick"] > 3)
+        running.session.press("f" if number else "s")
+    running.finish()
+    assert [line["verdict"] for line in read_lines(side.recording)] == ["success", "failure"]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_nothing_finished_is_lost(side, grm):
+    generator, kills = random.Random(0), 0
+    running = Running(replace(side, rollouts=10**6), MakeTally(grm, 0.2))
+    running.until(lambda state: done(state) >= 1)
+    while kills < 12:
+        time.sleep(generator.uniform(0, 2))
+        before = read_lines(side.recording)
+        for name in generator.choice((("robot",), ("learner",), ("robot", "learner"))):
+            pid = running.session.processes[name]
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+        least = len(before) + 1
+        running.until(lambda state, least=least: len(read_lines(side.recording)) >= least)
+        assert read_lines(side.recording)[: len(before)] == before
+        assert read_attempt(side.recording, len(before) - 1).number == len(before) - 1
+    running.until(lambda state: state["learner"]["backlog"] <= 1)
+    running.session.interrupt()
+    running.finish()
+    assert sorted(map(int, learned(side))) == list(range(len(read_lines(side.recording))))

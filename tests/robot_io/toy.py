@@ -11,6 +11,7 @@ import numpy as np
 
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.replay import Attempt
+from shaping import shaping_reward
 
 
 class Brightness(ProcessReward[Frame, tuple[float, int]]):
@@ -55,12 +56,19 @@ class Wander:
         return self.generator.uniform(-1, 1, 4) * explore
 
 
+def shaped(attempt: Attempt, judgement: Judgement) -> list[float]:
+    """What a learner could be paid."""
+    ends = np.zeros(len(attempt.rewards), bool)
+    ends[-1] = attempt.terminated
+    rewards = attempt.rewards + shaping_reward(judgement.potential[:-1], judgement.potential[1:], ends, 0.9)
+    return np.nan_to_num(rewards, nan=-1.0).tolist()
+
+
 class Tally:
     """Learns by counting; what it was paid is in `rewards.json`."""
 
     model = Brightness()
     task = Task(instruction="unlock the door")
-    gamma, weight = 0.9, 0.5
 
     def __init__(self, grm: Path, learning_s: float = 0.0) -> None:
         self.grm, self.learning_s = grm, learning_s
@@ -70,13 +78,13 @@ class Tally:
         return np.append(state, carry[0]).astype(np.float32)
 
     def learn(
-        self, attempt: Attempt, observations: np.ndarray, rewards: np.ndarray, between: Callable[[], None]
+        self, attempt: Attempt, observations: np.ndarray, judgement: Judgement, between: Callable[[], None]
     ) -> None:
-        assert observations.shape == (len(rewards) + 1, 5)
+        assert observations.shape == (len(attempt.rewards) + 1, 5)
         for _ in range(10):
             time.sleep(self.learning_s / 10)
             between()
-        self.seen[str(attempt.number)] = rewards.tolist()
+        self.seen[str(attempt.number)] = shaped(attempt, judgement)
 
     def policy(self) -> bytes:
         return f"policy after {len(self.seen)}".encode()
