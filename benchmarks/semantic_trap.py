@@ -8,6 +8,7 @@ to be opened, whose potential is how far it is open.
 """
 
 import argparse
+import csv
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ from policies.offpolicy import Demonstration, DemonstrationSAC
 from policies.rollout import instance_seeds
 from shaping import shaping_reward
 
-from .results import write_result
+from .results import RESULTS, write_result
 
 PICTURE = Path(__file__).parents[1] / "docs" / "semantic_trap.png"
-GAMMAS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999)
+GAMMAS = tuple(np.round(np.linspace(0.5, 0.995, 100), 3).tolist())
 
 Reward = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 """What a transition pays: of task reward, Φ(s), Φ(s′), whether s′ ends the episode, and γ; shapes broadcast."""
@@ -205,10 +206,15 @@ def learn(name: str, seed: int, gamma: float, evaluations: int) -> dict[str, obj
     }
 
 
-def draw(rows: Sequence[dict[str, object]], learned: Sequence[dict[str, object]]) -> None:
-    """Success by discount for the three problems, and what was learned."""
+def draw() -> None:
+    """Success by discount for the three problems, and what was learned: whatever of it is among the results."""
     import matplotlib.pyplot as plt
 
+    def table(name: str) -> list[dict[str, str]]:
+        path = RESULTS / f"{name}.csv"
+        return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+    rows, learned = table("semantic_trap"), table("semantic_trap_learned")
     names = list(REWARDS)
     colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained", width_ratios=[1, 1, 1, 1.1])
@@ -217,8 +223,8 @@ def draw(rows: Sequence[dict[str, object]], learned: Sequence[dict[str, object]]
             of = [r for r in rows if r["problem"] == problem and r["reward"] == name]
             shift = 0.006 * (number - len(names) / 2)  # so that lines on top of one another can be told apart
             axis.plot(
-                [r["gamma"] for r in of],
-                [float(str(r["success"])) + shift for r in of],
+                [float(r["gamma"]) for r in of],
+                [float(r["success"]) + shift for r in of],
                 color=colours[name],
                 label=name,
                 lw=3.5 if "ours" in name else 1.5,
@@ -226,47 +232,58 @@ def draw(rows: Sequence[dict[str, object]], learned: Sequence[dict[str, object]]
             )
         axis.set(title=problem, xlabel="discount γ", ylim=(-0.08, 1.08))
     axes[0].set_ylabel("the optimal policy does the task")
-    bars = [name for name in LEARNED if any(r["reward"] == name for r in learned)]
-    for place, name in enumerate(bars):
-        values = [float(str(r["success"])) for r in learned if r["reward"] == name]
-        axes[3].barh(place, np.mean(values), color=colours[name])
-        axes[3].plot(values, [place] * len(values), "k|", ms=8)
-    axes[3].set(title="a drawer, learned (γ = .98)", xlabel="success on fresh instances", xlim=(0, 1.05))
-    axes[3].set_yticks(range(len(bars)), bars)
+    for place, name in enumerate(LEARNED):
+        values = [float(r["success"]) for r in learned if r["reward"] == name]
+        if values:
+            axes[3].barh(place, np.mean(values), color=colours[name])
+            axes[3].plot(values, [place] * len(values), "k|", ms=8)
+    axes[3].set(title="a drawer, learned (γ = .98)", xlabel="success on fresh instances", xlim=(-0.02, 1.05))
+    axes[3].set_yticks(range(len(LEARNED)), LEARNED)
     axes[3].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(PICTURE, dpi=110)
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--evaluations", type=int, default=20)
-    options = parser.parse_args()
-
-    rows: list[dict[str, object]] = []
-    for (problem, mdp), (name, reward), gamma in itertools.product(PROBLEMS.items(), REWARDS.items(), GAMMAS):
-        success = round(mdp.success(mdp.optimal(reward, gamma)), 4)
-        rows.append({"problem": problem, "reward": name, "gamma": gamma, "success": success})
-    summary: dict[str, object] = {}
+def solve() -> None:
+    """The three problems: who does the task, by discount, and from which discount on nobody tries."""
+    rows = [
+        {"problem": problem, "reward": name, "gamma": g, "success": round(mdp.success(mdp.optimal(reward, g)), 4)}
+        for (problem, mdp), (name, reward), g in itertools.product(PROBLEMS.items(), REWARDS.items(), GAMMAS)
+    ]
+    summary: dict[str, float] = {}
     for (problem, mdp), (name, reward) in itertools.product(PROBLEMS.items(), REWARDS.items()):
         found = threshold(mdp, reward)
         print(f"{problem:10} {name:36} {'always tries' if found is None else f'gives up from {found:.4f} on'}")
         if found is not None:
             summary[f"{problem}: {name}"] = found
+    write_result("semantic_trap", summary, seeds=[], rows=rows)
+
+
+def train(seeds: Sequence[int], evaluations: int) -> None:
+    """The drawer."""
     learned: list[dict[str, object]] = []
-    for seed, name in itertools.product(options.seeds, LEARNED):
-        learned.append(learn(name, seed, 0.98, options.evaluations))
+    for seed, name in itertools.product(seeds, LEARNED):
+        learned.append(learn(name, seed, 0.98, evaluations))
         print(learned[-1])
-    rng = np.random.default_rng(0)
-    for name in LEARNED:
-        of = [r for r in learned if r["reward"] == name]
-        for key in ("success", "phi_at_the_end", "length"):
-            summary[f"drawer {key}: {name}"] = expected_interval([float(str(r[key])) for r in of], rng)
-    write_result("semantic_trap", summary, seeds=options.seeds, rows=rows)  # pyright: ignore[reportArgumentType]
-    write_result("semantic_trap_learned", {}, seeds=options.seeds, rows=learned, rollouts=ROLLOUTS)
-    draw(rows, learned)
+    rng, summary = np.random.default_rng(0), {}
+    for name, key in itertools.product(LEARNED, ("success", "phi_at_the_end", "length")):
+        values = [float(str(r[key])) for r in learned if r["reward"] == name]
+        summary[f"{key}: {name}"] = expected_interval(values, rng)
+    write_result("semantic_trap_learned", summary, seeds=seeds, rows=learned, rollouts=ROLLOUTS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=["problems", "drawer"], default=["problems", "drawer"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--evaluations", type=int, default=20)
+    options = parser.parse_args()
+    if "problems" in options.parts:
+        solve()
+    if "drawer" in options.parts:
+        train(options.seeds, options.evaluations)
+    draw()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A learner on disk: a folder of config.json, weights.safetensors and replay.npz. No pickle is written or read."""
+"""A learner on disk: a folder of config.json, weights and replay. No pickle is written or read."""
 
 import json
 import os
-import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,49 @@ from safetensors.torch import load_file, save_file
 
 from grm.errors import CheckpointError
 
-SCHEMA = 2
-"""Version of the folder's layout. 2: replay rows know their episode."""
+SCHEMA = 3
+"""Version of the folder's layout. 2: replay rows know their episode, config names files. 3: and what they were paid."""
 
 
 def write_checkpoint(
     folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], replay: Mapping[str, np.ndarray]
 ) -> None:
-    """Write the folder; one that exists is replaced only when the new one is complete."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, partial / "weights.safetensors")
-    np.savez(partial / "replay.npz", **dict(replay))
-    (partial / "config.json").write_text(json.dumps({"schema": SCHEMA, **config}, indent=1))
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    """Write the folder. Killed at any moment, it holds the old checkpoint or the new one, whole.
+
+    The new files get names of their own; `config.json` names them and is replaced last, by one rename.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {"weights": f"weights-{uuid.uuid4().hex}.safetensors", "replay": f"replay-{uuid.uuid4().hex}.npz"}
+    save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, folder / named["weights"])
+    np.savez(folder / named["replay"], **dict(replay))
+    partial = folder / "config.json.partial"
+    partial.write_text(json.dumps({"schema": SCHEMA, "files": named, **config}, indent=1))
+    os.replace(partial, folder / "config.json")
+    for path in folder.iterdir():
+        if path.name not in (*named.values(), "config.json"):
+            path.unlink()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a whole checkpoint is there; a folder alone may be what a kill left of the first one."""
+    return (folder / "config.json").exists()
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, np.ndarray]]:
     """Config, weights and replay as they were written; raises `CheckpointError`."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "weights.safetensors")
-        with np.load(folder / "replay.npz", allow_pickle=False) as file:
+        if config.get("schema") != SCHEMA:
+            raise CheckpointError(f"{folder} has schema {config.get('schema')}; expected {SCHEMA}, train it again")
+        named = config["files"]
+        weights = load_file(folder / named["weights"])
+        with np.load(folder / named["replay"], allow_pickle=False) as file:
             replay = dict(file)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder} is not a readable checkpoint ({error}); expected config.json, weights.safetensors and "
-            f"replay.npz as `save_checkpoint` writes them"
+            f"{folder} is not a readable checkpoint ({error}); expected config.json and the files it names, as "
+            f"`save_checkpoint` writes them"
         ) from error
-    if config.get("schema") != SCHEMA:
-        raise CheckpointError(f"{folder} has schema {config.get('schema')}; expected {SCHEMA}, train it again")
     return config, weights, replay
 
 

@@ -59,8 +59,7 @@ class Watch(BaseCallback):
         self.reward += float(reward)
         self.task_reward += float(info.get("task_reward", reward))
         phi = info.get("phi")
-        if phi is not None and np.isfinite(phi):
-            self.phi.append(float(phi))
+        self.phi.append(np.nan if phi is None else float(phi))
         if ended:
             self.success = succeeded(info)
         return True

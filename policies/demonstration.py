@@ -110,8 +110,8 @@ class Demonstration(Transitions):
 class Collected(Transitions):
     """A finished episode that was collected elsewhere; the actions are those that were executed, whoever chose them.
 
-    One that did not terminate counts as truncated at its last step. `TraceError` also if `intervened` is of another
-    length.
+    One that did not terminate counts as truncated at its last step. `TraceError` also if `intervened` or `phi` is of
+    another length, or Φ outside [0, 1].
     """
 
     success: bool
@@ -121,15 +121,22 @@ class Collected(Transitions):
     intervened: Bool[np.ndarray, " t"] | None = None
     """Steps whose action a person chose; None if there were none."""
 
+    phi: Float[np.ndarray, " t"] | None = None
+    """What the process reward said of each of `observations`, in [0, 1], NaN where it abstained; None if none did."""
+
     _what: ClassVar[str] = "collected episode"
 
     def __post_init__(self) -> None:
         Transitions.__post_init__(self)  # a slotted dataclass is made twice, and `super()` knows the first of them
-        if self.intervened is not None:
-            intervened = np.array(self.intervened, dtype=np.bool_)
-            if intervened.shape != (len(self),):
-                raise TraceError(
-                    f"`intervened` has shape {intervened.shape} for {len(self)} steps; expected one flag per step"
-                )
-            intervened.setflags(write=False)
-            object.__setattr__(self, "intervened", intervened)
+        for name, dtype in (("intervened", np.bool_), ("phi", np.float64)):
+            if getattr(self, name) is None:
+                continue
+            array = np.array(getattr(self, name), dtype=dtype)
+            if array.shape != (len(self),):
+                raise TraceError(f"`{name}` has shape {array.shape} for {len(self)} steps; expected one per step")
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        if self.phi is not None and ((self.phi < 0) | (self.phi > 1)).any():
+            raise TraceError(
+                f"`phi` reaches from {np.nanmin(self.phi):.3g} to {np.nanmax(self.phi):.3g}; expected [0, 1]"
+            )

@@ -13,7 +13,10 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
 - noise that lasts: the cloned policy corrects white noise as fast as it comes, so exploring means to drift;
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
-- n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential.
+- n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential;
+- a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and as long as it hardly
+  succeeds a shorter horizon: what lies further ahead is left to the guide (HuRL: Cheng et al. 2021, "Heuristic-Guided
+  Reinforcement Learning").
 
 Time is counted in rollouts, because a rollout is what costs a person something. One rollout: one episode is collected,
 then `updates_per_step` gradient updates are made per decision of it.
@@ -38,12 +41,14 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 
 from grm.errors import CheckpointError, TraceError
+from shaping import shaping_reward
 
 from .bc import ClonedPolicy, clone, fit, standardization
 from .checkpoint import load_optimizer, optimizer_weights, read_checkpoint, write_checkpoint
 from .collecting import Rollout, Watch
 from .critics import CriticEnsemble, DemonstrationFeatures
 from .demonstration import COLUMNS, Collected, Demonstration
+from .guide import SCALE_FLOOR, Guide, fit_guide
 from .proposals import ProposalPolicy, dump_acting_policy
 from .replay import COLUMNS as REPLAY_COLUMNS
 from .replay import EpisodeReplay
@@ -51,6 +56,14 @@ from .rollout import check_single, instance_seeds
 
 DEMONSTRATION = 0
 """Number of the demonstration where rollouts are numbered from 1."""
+GUIDE_INTERVAL = 5
+"""Rollouts from one fit of the guide to the next."""
+GUIDE_STEPS = (1500, 200)
+"""Gradient steps of the guide's first fit, and of each later one."""
+GUIDE_WINDOW = 25
+"""Last rollouts whose share of successes says how far to look ahead."""
+GUIDE_WEIGHTS = (10.0, 3.0, 1.0)
+"""How often the guide is shown a state of the demonstration, of a success, and of any other rollout."""
 ACTOR_INTERVAL = 2
 """Critic updates per actor update."""
 ENTROPY_LEARNING_RATE = 3e-3
@@ -87,6 +100,13 @@ class DemonstrationSAC(SAC):
         env: one environment with flat observations, as a `VecEnv`; see `check_single`.
         demonstration: of the same environment, with the rewards this learner would have been paid.
         gamma: discount per decision; shaping must use the same.
+        guidance: weight of a potential of the learner's own, 0 for none. It is learned from the demonstration, from
+            successes and from the `phi` in the infos (which a `VecPotentialShaping` of weight 0 reports; without any it
+            learns from successes alone), and it shapes the reward here: the environment must pay the task's alone.
+        guided_gamma: the learner's own discount while it is guided and never succeeds, at most `gamma`, which it
+            becomes as the last rollouts all succeed. The potential is one of `gamma` throughout: a decision that keeps
+            up with it is paid 0. Smaller means more faith in it; `docs/derivations.md`, section 11, has what that buys
+            and what it costs.
         n_steps: decisions summed in a return before the critic takes over.
         reward_scale: makes rewards large against the entropy term, which else drowns them.
         demonstration_fraction: share of each batch drawn from the demonstration, in [0, 1).
@@ -123,6 +143,8 @@ class DemonstrationSAC(SAC):
         demonstration: Demonstration,
         *,
         gamma: float = 0.98,
+        guidance: float = 0.0,
+        guided_gamma: float = 0.9,
         n_steps: int = 5,
         reward_scale: float = 10.0,
         demonstration_fraction: float = 0.25,
@@ -145,6 +167,8 @@ class DemonstrationSAC(SAC):
         demonstration.check_fit(env.observation_space, env.action_space)
         self._settings: dict[str, Any] = {
             "gamma": gamma,
+            "guidance": guidance,
+            "guided_gamma": guided_gamma,
             "n_steps": n_steps,
             "reward_scale": reward_scale,
             "demonstration_fraction": demonstration_fraction,
@@ -162,6 +186,13 @@ class DemonstrationSAC(SAC):
             "buffer_size": buffer_size,
             "seed": seed,
         }
+        if guidance and not (guidance > 0 and 0 < guided_gamma <= gamma):
+            raise TraceError(
+                f"guidance is {guidance} and guided_gamma {guided_gamma}; expected a weight of at least 0 and a "
+                f"discount in (0, {gamma}], gamma's"
+            )
+        self.guidance, self.guided_gamma = guidance, guided_gamma
+        self._recent: list[bool] = []
         self.reward_scale = reward_scale
         self.updates_per_step = updates_per_step
         self.imitation_steps = imitation_steps
@@ -215,7 +246,10 @@ class DemonstrationSAC(SAC):
             gamma=gamma,
         )
         self._store(demonstration, self.demonstration_buffer)
-        self.demonstration_buffer.number_last(len(demonstration), DEMONSTRATION)
+        self.demonstration_buffer.finish(len(demonstration), DEMONSTRATION, success=True)
+        self.guide: Guide | None = None
+        if guidance:
+            self.guide = Guide(*standardization(demonstration.observations, floor=SCALE_FLOOR))
 
     def learn_rollouts(self, rollouts: int, on_rollout: Callable[[Rollout], bool | None] | None = None) -> Self:
         """Run `rollouts` more rollouts, each followed by its updates.
@@ -252,14 +286,16 @@ class DemonstrationSAC(SAC):
         with self._forgotten_unless_finished():
             self.collect_rollouts(self.env, callback, self.train_freq, self.replay_buffer, learning_starts=0)
             self.policy.cloned_only = False
-            self._learn(watch.length, watch.success, np.zeros(watch.length, dtype=np.bool_))
+            # What the wrapper judged last is the state an episode ended in; of the first it tells nobody but `reset`.
+            phi = np.array([np.nan, *watch.phi[:-1]])
+            self._learn(watch.length, success=watch.success, phi=phi)
         return self._finished(
             began,
             success=watch.success,
             length=watch.length,
             reward=watch.reward,
             task_reward=watch.task_reward,
-            mean_phi=float(np.mean(watch.phi)) if watch.phi else None,
+            mean_phi=_mean(np.array(watch.phi)),
         )
 
     def learn_from(self, episode: Collected) -> Rollout:
@@ -275,18 +311,17 @@ class DemonstrationSAC(SAC):
         """
         began = time.perf_counter()
         episode.check_fit(self.observation_space, self.action_space)
-        intervened = np.zeros(len(episode), dtype=np.bool_) if episode.intervened is None else episode.intervened
         with self._forgotten_unless_finished():
             self._store(episode, self.replay_buffer)
             self.num_timesteps += len(episode)
-            self._learn(len(episode), episode.success, intervened)
+            self._learn(len(episode), success=episode.success, phi=episode.phi, intervened=episode.intervened)
         return self._finished(
             began,
             success=episode.success,
             length=len(episode),
             reward=float(episode.rewards.sum()),
             task_reward=episode.task_reward,
-            mean_phi=None,
+            mean_phi=None if episode.phi is None else _mean(episode.phi),
         )
 
     @property
@@ -294,25 +329,48 @@ class DemonstrationSAC(SAC):
         """Whether the next rollout is to be acted by the noisy cloned policy alone."""
         return self.rollouts < self.cloned_rollouts
 
-    def relabel(self, rewards: Mapping[int, Float[np.ndarray, " t"]]) -> None:
-        """Replace the rewards of everything stored, after the potential was refitted say; nothing else changes.
+    @property
+    def own_gamma(self) -> float:
+        """Discount of the next updates: from `guided_gamma` to `gamma`, its horizon geometric in recent successes."""
+        if self.guide is None:
+            return self.gamma
+        faith = 1 - sum(self._recent) / GUIDE_WINDOW
+        return 1 - (1 - self.guided_gamma) ** faith * (1 - self.gamma) ** (1 - faith)
+
+    def relabel(
+        self,
+        rewards: Mapping[int, Float[np.ndarray, " t"]],
+        phi: Mapping[int, Float[np.ndarray, " t"]] | None = None,
+    ) -> None:
+        """Replace the rewards of everything stored, after the process reward was refitted say; nothing else changes.
 
         All at once, since targets under two potentials are targets for two different critics; the critics learned the
         old one and need some updates to forget it (`docs/derivations.md`, section 8).
 
         Args:
             rewards: those of each step of each rollout by its number (`Rollout.number`); 0 is the demonstration.
-                Rollouts the replay has dropped may be left out.
+                Rollouts the replay has dropped may be left out. A guided learner wants the task's own.
+            phi: what the process reward now says of each step's observation, by rollout, NaN where it abstains; the
+                guide is fitted again. None leaves it alone.
 
         Raises:
             TraceError: rewards of a stored step are missing or not finite. Nothing was replaced then.
         """
         buffers = self._buffers().values()
         for buffer in buffers:
-            buffer.check_relabels(rewards)
+            buffer.check_relabels(rewards, finite=True)
+            if phi is not None:
+                buffer.check_relabels({DEMONSTRATION: np.full(len(self.demonstration), np.nan), **phi}, finite=False)
         self.demonstration = replace(self.demonstration, rewards=rewards[DEMONSTRATION])
         for buffer in buffers:
-            buffer.relabel(rewards)
+            buffer.replace("paid", rewards)
+            buffer.replace("rewards", rewards)
+            if phi is not None:
+                buffer.replace("phi", {DEMONSTRATION: np.full(len(self.demonstration), np.nan), **phi})
+        if self.guide is not None:
+            if phi is not None:
+                self._fit_guide(self.guide, GUIDE_STEPS[0])
+            self._shape(self.guide)
 
     def acting_policy(self) -> bytes:
         """What collects the next rollout, as safetensors bytes to be sent to it: `load_acting_policy` reads them.
@@ -354,16 +412,54 @@ class DemonstrationSAC(SAC):
                 self.num_timesteps = steps
                 self._last_obs = None
 
-    def _learn(self, length: int, success: bool, intervened: Bool[np.ndarray, " length"]) -> None:
+    def _learn(
+        self,
+        length: int,
+        *,
+        success: bool,
+        phi: Float[np.ndarray, " length"] | None,
+        intervened: Bool[np.ndarray, " length"] | None = None,
+    ) -> None:
         """Learn from the last `length` steps of the replay buffer, which are one rollout."""
-        rows = self.replay_buffer.number_last(length, self.rollouts + 1)
+        rows = self.replay_buffer.finish(length, self.rollouts + 1, success=success, phi=phi)
+        if self.guide is not None:
+            if self.rollouts % GUIDE_INTERVAL == 0:
+                self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])
+            self._shape(self.guide)
+            self.replay_buffer.gamma = self.demonstration_buffer.gamma = self.own_gamma
         self.train(self.updates_per_step * length, self.batch_size)
-        shown = rows if success and self.imitation_steps else rows[intervened]
-        if len(shown):
-            self._imitate(shown)
+        if success and self.imitation_steps:
+            self._imitate(rows)
+        elif intervened is not None and intervened.any():
+            self._imitate(rows[intervened])
+
+    def _fit_guide(self, guide: Guide, steps: int) -> None:
+        """Fit to the time to go where it is known, and to the process reward's opinion where not."""
+        replay, taught = self.replay_buffer, self.demonstration_buffer
+        mine = np.arange(replay.size())
+        shown = np.flatnonzero(taught.episode[: taught.size()] == DEMONSTRATION)
+        togo = np.concatenate([taught.togo[shown], replay.togo[mine]])
+        by_model = (1 - replay.phi[mine]) * len(self.demonstration)
+        believed = np.concatenate([taught.togo[shown], by_model])
+        weights = np.repeat(GUIDE_WEIGHTS[::2], (len(shown), len(mine)))
+        weights[len(shown) :][np.isfinite(replay.togo[mine])] = GUIDE_WEIGHTS[1]
+        decisions = np.where(np.isfinite(togo), togo, believed)
+        known = np.isfinite(decisions)
+        states = np.concatenate([taught.observations[shown, 0], replay.observations[mine, 0]])
+        fit_guide(guide, states[known], self.gamma ** decisions[known], weights[known], rng=self.rng, steps=steps)
+
+    def _shape(self, guide: Guide) -> None:
+        """Pay for everything stored under the guide as it is now."""
+        for buffer in self._buffers().values():
+            rows = slice(buffer.size())
+            phi, next_phi = (guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
+            terminated = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
+            shaping = self.guidance * shaping_reward(phi, next_phi, terminated, self.gamma)
+            buffer.rewards[rows, 0] = buffer.paid[rows] + shaping
 
     def _finished(self, began: float, **about: Any) -> Rollout:
         self.rollouts += 1
+        self._recent = [*self._recent, bool(about["success"])][-GUIDE_WINDOW:]
         self._elapsed_s += time.perf_counter() - began
         return Rollout(number=self.rollouts, elapsed_s=self._elapsed_s, **about)
 
@@ -472,12 +568,14 @@ class DemonstrationSAC(SAC):
     def save_checkpoint(self, folder: Path | str) -> None:
         """Write everything needed to continue exactly: weights, optimisers, replay, random state, counters.
 
-        A folder of `config.json`, `weights.safetensors` and `replay.npz`; one that exists is replaced only when the new
-        one is complete. Continuing is exact between rollouts with a `seed`, on the same machine and thread count.
+        A folder of `config.json` and the files it names; killed at any moment, it holds the old checkpoint or the new
+        one. Continuing is exact between rollouts with a `seed`, on the same machine and thread count.
         """
         weights = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         for name, optimizer in self._optimizers().items():
             weights |= optimizer_weights(name, optimizer)
+        if self.guide is not None:
+            weights |= {f"guide.{name}": tensor for name, tensor in self.guide.state_dict().items()}
         if self.log_ent_coef is not None:
             weights["log_ent_coef"] = self.log_ent_coef.detach()
         weights["torch_rng"] = torch.get_rng_state()
@@ -489,6 +587,7 @@ class DemonstrationSAC(SAC):
             "action_size": int(self.action_space.shape[0]),
             "settings": self._settings,
             "rollouts": self.rollouts,
+            "recent": self._recent,
             "elapsed_s": self._elapsed_s,
             "num_timesteps": self.num_timesteps,
             "updates": self._n_updates,
@@ -533,6 +632,8 @@ class DemonstrationSAC(SAC):
             )
         except RuntimeError as error:
             raise CheckpointError(f"{folder} does not fit this learner: {' '.join(str(error).split())}") from error
+        if self.guide is not None:
+            self.guide.load_state_dict({k.removeprefix("guide."): v for k, v in weights.items() if k[:6] == "guide."})
         for name, optimizer in self._optimizers().items():
             load_optimizer(name, optimizer, weights)
         if self.log_ent_coef is not None:
@@ -543,6 +644,7 @@ class DemonstrationSAC(SAC):
                 rows = replay[f"{name}.{column}"]
                 getattr(buffer, column)[: len(rows)] = rows
             buffer.pos, buffer.full = config["positions"][name]
+        self._recent = config["recent"]
         self.rollouts, self._elapsed_s = config["rollouts"], config["elapsed_s"]
         self.num_timesteps, self._n_updates = config["num_timesteps"], config["updates"]
         self.rng.bit_generator.state = config["rng"]
@@ -556,3 +658,8 @@ class DemonstrationSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers["ent_coef_optimizer"] = self.ent_coef_optimizer
         return optimizers
+
+
+def _mean(phi: Float[np.ndarray, " t"]) -> float | None:
+    judged = phi[np.isfinite(phi)]
+    return float(judged.mean()) if len(judged) else None

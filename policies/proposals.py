@@ -50,6 +50,10 @@ class ProposalPolicy(SACPolicy):
         """Forget the noise; the next decision that explores draws a new level and a new start."""
         self._noise = None
 
+    def continue_rollout(self, before: "ProposalPolicy") -> None:
+        """Take over in the middle of a rollout from a policy with other weights, with its noise."""
+        self._noise, self._level = before._noise, before._level
+
     def _predict(self, observation: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
         cloned = self.cloned(observation)
         if not deterministic:
@@ -74,7 +78,7 @@ class ProposalPolicy(SACPolicy):
 def dump_acting_policy(policy: ProposalPolicy, *, hidden: int, n_critics: int, cloned_only: bool) -> bytes:
     """A policy without its target critics and optimisers as safetensors bytes; `load_acting_policy` reads them."""
     weights = {
-        name: tensor.contiguous()
+        name: tensor.contiguous().clone()
         for name, tensor in policy.state_dict().items()
         if not name.startswith("critic_target.")
     }

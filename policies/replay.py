@@ -9,7 +9,19 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 
 from grm.errors import TraceError
 
-COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "episode", "step")
+COLUMNS = (
+    "observations",
+    "next_observations",
+    "actions",
+    "rewards",
+    "dones",
+    "timeouts",
+    "episode",
+    "step",
+    "paid",
+    "phi",
+    "togo",
+)
 """The arrays of an `EpisodeReplay`, one row of each per transition."""
 
 
@@ -19,9 +31,15 @@ class EpisodeReplay(NStepReplayBuffer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.episode = np.full(self.buffer_size, -1, dtype=np.int32)
-        """Number of the episode each row belongs to; -1 before `number_last`."""
+        """Number of the episode each row belongs to; -1 before `finish`."""
         self.step = np.zeros(self.buffer_size, dtype=np.int32)
         """Position of each row in its episode."""
+        self.paid = np.zeros(self.buffer_size, dtype=np.float32)
+        """What each row was paid when it was collected; `rewards` may be shaped since."""
+        self.phi = np.full(self.buffer_size, np.nan, dtype=np.float32)
+        """What a process reward said of each row's observation, in [0, 1]; NaN where nobody knows."""
+        self.togo = np.full(self.buffer_size, np.nan, dtype=np.float32)
+        """Decisions from each row's observation to the success that ended its episode; NaN if it failed."""
 
     def add_transition(
         self,
@@ -38,10 +56,15 @@ class EpisodeReplay(NStepReplayBuffer):
         infos = [{"TimeLimit.truncated": truncated and not terminated}]
         self.add(observation, next_observation, action, np.asarray(reward), ended, infos)
 
-    def number_last(self, length: int, episode: int) -> Int[np.ndarray, " length"]:
-        """The last `length` rows added are the whole of `episode`; returns these rows."""
+    def finish(
+        self, length: int, episode: int, *, success: bool, phi: Float[np.ndarray, " length"] | None = None
+    ) -> Int[np.ndarray, " length"]:
+        """The last `length` rows added are the whole of `episode`, and this became of it; returns these rows."""
         rows = (self.pos - length + np.arange(length)) % self.buffer_size
         self.episode[rows], self.step[rows] = episode, np.arange(length)
+        self.paid[rows] = self.rewards[rows, 0]
+        self.phi[rows] = np.nan if phi is None else phi
+        self.togo[rows] = length - np.arange(length) if success else np.nan
         return rows
 
     def take(self, source: "EpisodeReplay", rows: Int[np.ndarray, " k"]) -> None:
@@ -59,27 +82,26 @@ class EpisodeReplay(NStepReplayBuffer):
         self.full = self.full or self.pos + len(rows) >= self.buffer_size
         self.pos = (self.pos + len(rows)) % self.buffer_size
 
-    def check_relabels(self, rewards: Mapping[int, Float[np.ndarray, " t"]]) -> None:
-        """Raise `TraceError` unless there is a reward, finite, for every row that is stored."""
+    def check_relabels(self, labels: Mapping[int, Float[np.ndarray, " t"]], *, finite: bool) -> None:
+        """Raise `TraceError` unless there is a label, finite if it must be, for every row that is stored."""
         size = self.size()
         for episode in np.unique(self.episode[:size]).tolist():
             length = int(self.step[:size][self.episode[:size] == episode].max()) + 1
-            if episode not in rewards:
+            if episode not in labels:
                 raise TraceError(
-                    f"no rewards were given for episode {episode}, of which transitions are stored; expected those of "
+                    f"nothing was given for episode {episode}, of which transitions are stored; expected labels of "
                     f"every episode (0 is the demonstration): targets of two rewards do not mix"
                 )
-            given = np.asarray(rewards[episode])
-            if given.ndim != 1 or len(given) < length or not np.isfinite(given).all():
+            given = np.asarray(labels[episode])
+            if given.ndim != 1 or len(given) < length or (finite and not np.isfinite(given).all()):
                 raise TraceError(
-                    f"the new rewards of episode {episode} have shape {given.shape}, finite: "
+                    f"the new labels of episode {episode} have shape {given.shape}, finite: "
                     f"{bool(np.isfinite(given).all())}; expected a finite number for each of its {length} steps"
                 )
 
-    def relabel(self, rewards: Mapping[int, Float[np.ndarray, " t"]]) -> None:
-        """Replace the reward of every row by `rewards[episode][step]`; raises as `check_relabels` does."""
-        self.check_relabels(rewards)
-        size = self.size()
+    def replace(self, name: str, labels: Mapping[int, Float[np.ndarray, " t"]]) -> None:
+        """Set column `name` of every row to `labels[episode][step]`, checked before."""
+        size, column = self.size(), getattr(self, name)
         for episode in np.unique(self.episode[:size]).tolist():
             rows = np.flatnonzero(self.episode[:size] == episode)
-            self.rewards[rows, 0] = np.asarray(rewards[episode])[self.step[rows]]
+            column[rows] = np.asarray(labels[episode])[self.step[rows]].reshape(-1, *column.shape[1:])

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+
+from grm.errors import TraceError
 
 from .errors import StaleFrameError
 
@@ -90,3 +93,29 @@ def resize(picture: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt
     if picture.shape[:2] == (height, width):
         return picture
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def to_png(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, " bytes"]:
+    """A picture as a PNG file, without loss and in a millisecond."""
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+
+
+def as_recorded(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """What a recording shows of a picture: up to 2 of 255 apart, since a video's colours are rounded on the way.
+
+    Who judges this judges the same live and from the recording. Not to be applied twice, nor to what was recorded.
+    """
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv444p").to_ndarray(format="rgb24")
+
+
+def to_jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A picture as a JPEG file, for people."""
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def from_file(data: UInt8[np.ndarray, " bytes"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture in a PNG or JPEG file. Raises `TraceError` if there is none."""
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise TraceError(f"{len(data)} bytes are no picture; expected a whole PNG or JPEG file")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

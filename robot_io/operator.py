@@ -180,11 +180,11 @@ class Operator:
 
 
 @contextmanager
-def keyboard(operator: Operator) -> Iterator[None]:
-    """While this lasts, keys pressed in this terminal are heard; without a terminal, nothing happens."""
+def keyboard(press: Callable[[str], None]) -> Iterator[None]:
+    """While this lasts, keys pressed in this terminal are handed to `press`; without a terminal, nothing happens."""
     from lerobot.utils.keyboard_input import TerminalKeyListener
 
-    listener = TerminalKeyListener(operator.press)
+    listener = TerminalKeyListener(press)
     listener.start()
     try:
         yield

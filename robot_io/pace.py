@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,10 @@ class Pacer:
         missed = max(0, int((now - self._deadline) // self.period_s))
         self._deadline += (missed + 1) * self.period_s
         return overrun
+
+    def periods_s(self, since: int = 0) -> Float[np.ndarray, " turns"]:
+        """How long each turn took, from the one of number `since` on."""
+        return np.array(self._periods[since:])
 
     def timing(self) -> Timing:
         """Over all turns so far."""

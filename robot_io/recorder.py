@@ -59,6 +59,8 @@ class Recorder:
         self._beside = _new_beside(self.root)
         self._features = _features(env)
         self._instruction, self._task, self._rate_hz = instruction, task, rate_hz
+        self.behaviour = "rollout"
+        """What the next episode is: `rollout`, `evaluation` or `demonstration`."""
         self._dataset: Any = None
         self._rows = 0
         self._interventions = 0
@@ -215,7 +217,7 @@ class Recorder:
     def _line(self, ending: Ending) -> dict[str, Any]:
         return {
             "task": self._task or self._instruction,
-            "behaviour": "rollout",
+            "behaviour": self.behaviour,
             "seed": None,
             "success": ending.verdict is Verdict.SUCCESS,
             "length": self._rows,

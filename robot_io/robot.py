@@ -218,6 +218,10 @@ class RobotEnv(gym.Env):
         """How well the rate was kept, over all episodes."""
         return self._pacer.timing()
 
+    def periods_s(self, since: int = 0) -> Float[np.ndarray, " steps"]:
+        """How long each step took, from the one of number `since` of all episodes on."""
+        return self._pacer.periods_s(since)
+
     @property
     def rejected(self) -> dict[str, int]:
         """By view, how many pictures were repeated, older or black."""

@@ -4,7 +4,9 @@
 an arm that is commanded by positions: between two commands it holds, as servos do.
 """
 
+import json
 import math
+import os
 import time
 import weakref
 from collections import deque
@@ -66,6 +68,8 @@ class SimRobotConfig(RobotConfig):
     seed: int = 0
     """Of the scenes; each reset shows the next."""
     faults: list[Fault] = field(default_factory=list)
+    audit: str | None = None
+    """File to which every command that reaches the motors is added, with where the arm was: it outlives a kill."""
 
 
 class Body(Protocol):
@@ -173,9 +177,15 @@ class SimRobot(Robot):
         }
         self.received: list[dict[str, float]] = []
         """Every command that reached the motors, for tests and audits."""
+        self.scenes = 0
+        """How many were shown."""
+        self._scene_began = 0
         self.succeeded = False
         self.reward = 0.0
         """The environment's own, of the last command."""
+        self._audit = (
+            None if config.audit is None else os.open(config.audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        )
         self._noise = np.random.default_rng(config.seed)
         self._connected = self._unplugged = False
         self._seeded = False
@@ -225,7 +235,15 @@ class SimRobot(Robot):
     def close(self) -> None:
         """Free the simulation."""
         self._connected = False
+        if self._audit is not None:
+            os.close(self._audit)
+            self._audit = None
         self.env.close()
+
+    @property
+    def commands(self) -> int:
+        """How many it was given since the scene was reset."""
+        return len(self.received) - self._scene_began
 
     def reset_scene(self, seed: int | None = None) -> None:
         """What a person does between two episodes: put everything back, in the next place or in that of `seed`."""
@@ -237,6 +255,7 @@ class SimRobot(Robot):
         self._pending.clear()
         self._observation, _ = self.env.reset(seed=seed)
         self.succeeded, self.reward = False, 0.0
+        self.scenes, self._scene_began = self.scenes + 1, len(self.received)
 
     def get_observation(self) -> dict[str, Any]:
         """Where the arm is and what the cameras show. Raises what LeRobot's devices raise when they do not answer."""
@@ -256,6 +275,8 @@ class SimRobot(Robot):
         self._require_connected()
         command = {name: float(action[name]) for name in self.body.actions}
         self.received.append(command)
+        if self._audit is not None:
+            os.write(self._audit, (json.dumps([command, self.body.measure(self._observation)]) + "\n").encode())
         self._pending.append(command)
         return command
 
@@ -298,6 +319,10 @@ class SimExpertConfig(TeleoperatorConfig):
     noise: float = 0.0
     """Standard deviation of its hand, as a share of full speed."""
     seed: int = 0
+    helps: int = 0
+    """Scenes, the first ones it sees, in which it takes over by itself."""
+    helps_after: int = 20
+    """Commands into such a scene at which it does."""
 
 
 class SimExpert(Teleoperator):
@@ -363,8 +388,10 @@ class SimExpert(Teleoperator):
 
     def get_teleop_events(self) -> dict[TeleopEvents, bool]:
         """As LeRobot's gamepad reports them."""
+        robot = self.robot
+        helping = robot.scenes <= self.config.helps and robot.commands > self.config.helps_after
         return {
-            TeleopEvents.IS_INTERVENTION: self.taking_over,
+            TeleopEvents.IS_INTERVENTION: self.taking_over or helping,
             TeleopEvents.TERMINATE_EPISODE: False,
             TeleopEvents.SUCCESS: False,
             TeleopEvents.RERECORD_EPISODE: False,

@@ -3,7 +3,24 @@
 For Stable-Baselines3, `from shaping.sb3 import VecPotentialShaping`.
 """
 
-from .potential import ModelPotential, Potential, StatePotential, frame_of, shaping_reward
+from .potential import (
+    ModelPotential,
+    Potential,
+    StatePotential,
+    ValueScale,
+    frame_of,
+    shaping_reward,
+    value_scale,
+)
 from .wrapper import PotentialShaping
 
-__all__ = ["ModelPotential", "Potential", "PotentialShaping", "StatePotential", "frame_of", "shaping_reward"]
+__all__ = [
+    "ModelPotential",
+    "Potential",
+    "PotentialShaping",
+    "StatePotential",
+    "ValueScale",
+    "frame_of",
+    "shaping_reward",
+    "value_scale",
+]

@@ -20,7 +20,9 @@ from .demo import Demo
 from .doctor import Doctor
 from .evaluate import Evaluate
 from .inspect import Inspect
+from .rl import Rl
 from .serve import Serve
+from .session import Session
 from .terminal import complaints, console
 from .text import Text
 from .train import Train
@@ -34,7 +36,9 @@ __all__ = [
     "Doctor",
     "Evaluate",
     "Inspect",
+    "Rl",
     "Serve",
+    "Session",
     "Text",
     "Train",
     "main",
@@ -49,6 +53,8 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Rl, tyro.conf.subcommand("rl")]
+    | Annotated[Session, tyro.conf.subcommand("session")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

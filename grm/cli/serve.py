@@ -49,7 +49,7 @@ class Serve:
 
         from ..models.multiview import GRM
 
-        token = None if self.token_file is None else _read_token(self.token_file)
+        token = None if self.token_file is None else read_token(self.token_file)
         check_address(self.host, token)
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -69,7 +69,8 @@ class Serve:
         uvicorn.run(app, host=self.host, port=self.port, log_level="warning", timeout_graceful_shutdown=30)
 
 
-def _read_token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token in a file. Raises `OutputError` if there is none, or a short one."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,9 @@
 import copy
 import functools
 import json
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,21 @@ from gymnasium import spaces
 from torch import nn
 
 from grm.errors import CheckpointError, TraceError
-from policies import ClonedPolicy, Demonstration, DemonstrationSAC, clone, instance_seeds
+from policies import (
+    ClonedPolicy,
+    Collected,
+    Demonstration,
+    DemonstrationSAC,
+    checkpoint,
+    clone,
+    elsewhere,
+    instance_seeds,
+    load_acting_policy,
+)
 from policies.bc import standardization
 from policies.critics import CriticEnsemble, DemonstrationFeatures, EnsembleLinear
 from policies.offpolicy import _Batch
+from policies.replay import COLUMNS
 
 from .reaching import demonstration, reaching
 
@@ -313,7 +326,7 @@ def test_nan_from_the_environment_is_named():
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}])
+@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}, {"guidance": 1.0}])
 def test_a_resumed_run_continues_exactly(tmp_path, settings):
     whole = learner(**settings).learn_rollouts(2)
     whole.save_checkpoint(tmp_path / "at_2")
@@ -332,12 +345,36 @@ def test_a_checkpoint_replaces_the_old_one_and_predicts_the_same(tmp_path):
     model = learner().learn_rollouts(1)
     for _ in range(2):
         model.save_checkpoint(tmp_path / "run")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "replay",
+        "weights",
+    ]
     again = DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
     observation = np.array([[1.3, 0.0]], np.float32)
     np.testing.assert_array_equal(
         model.predict(observation, deterministic=True)[0], again.predict(observation, deterministic=True)[0]
     )
+
+
+@pytest.mark.parametrize("killed_at", ["save_file", "savez", "replace", "unlink"])
+def test_killed_while_writing_the_old_checkpoint_or_the_new_one_is_whole(tmp_path, monkeypatch, killed_at):
+    model = learner().learn_rollouts(1)
+    model.save_checkpoint(tmp_path / "run")
+    model.learn_rollouts(1)
+
+    def killed(*arguments, **others):
+        raise KeyboardInterrupt
+
+    owner = {"save_file": checkpoint, "savez": np, "replace": checkpoint.os, "unlink": Path}[killed_at]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, killed_at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_checkpoint(tmp_path / "run")
+    found = DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
+    assert found.rollouts == (2 if killed_at == "unlink" else 1)
+    model.save_checkpoint(tmp_path / "run")
+    assert len(list((tmp_path / "run").iterdir())) == 3
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
@@ -354,6 +391,223 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         (tmp_path / "run" / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(CheckpointError, match=words):
             DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
-    (tmp_path / "run" / "weights.safetensors").write_bytes(b"broken")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / config["files"]["weights"]).write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         DemonstrationSAC.load_checkpoint(tmp_path / "run", reaching())
+
+
+# ------------------------------------------------------------------------------------------- episodes from elsewhere
+
+
+def distant(**settings) -> DemonstrationSAC:
+    env = reaching()
+    world = elsewhere(env.observation_space, env.action_space)
+    return DemonstrationSAC(world, demonstration(), cloned=copy.deepcopy(cloned()), **{**FAST, **settings})
+
+
+def stored(model: DemonstrationSAC, number: int, *, success: bool, **changes) -> Collected:
+    """Rollout `number` of a learner, as whoever collected it would hand it over."""
+    replay = model.replay_buffer
+    rows = np.flatnonzero(replay.episode[: replay.size()] == number)
+    arrays = {
+        "observations": replay.observations[rows, 0],
+        "actions": model.policy.unscale_action(replay.actions[rows, 0]),
+        "rewards": replay.rewards[rows, 0],
+        "next_observations": replay.next_observations[rows, 0],
+        "terminated": (replay.dones * (1 - replay.timeouts))[rows, 0] > 0,
+        "phi": replay.phi[rows],
+    }
+    return Collected(**arrays | {"success": success, "task_reward": float(success)} | changes)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_an_episode_from_elsewhere_is_learned_from_as_from_a_rollout_of_ones_own(monkeypatch, guidance):
+    train = DemonstrationSAC.train
+    # Acting draws from the same generator as training, and only one of the two learners acts.
+    monkeypatch.setattr(
+        DemonstrationSAC, "train", lambda self, *args: (torch.manual_seed(self.rollouts), train(self, *args))
+    )
+    settings = {"cloned_rollouts": 2, "guidance": guidance}
+    here, there, records = learner(**settings), distant(**settings), []
+    here.learn_rollouts(4, lambda record: records.append(record) and None)
+    assert {record.success for record in records} == {True, False}, "both kinds should be compared"
+    paid = [here.replay_buffer.paid[here.replay_buffer.episode == number] for number in range(1, 5)]
+    for record in records:
+        assert there.cloned_only == (record.number <= 2)
+        episode = stored(here, record.number, success=record.success, rewards=paid[record.number - 1])
+        again = there.learn_from(episode)
+        assert (again.number, again.success, again.length) == (record.number, record.success, record.length)
+        assert (again.task_reward, again.mean_phi) == (record.task_reward, record.mean_phi)
+        assert again.reward == pytest.approx(record.reward, abs=1e-5)
+    assert (there.num_timesteps, there._n_updates) == (here.num_timesteps, here._n_updates)
+    for name, buffer in here._buffers().items():
+        for column in COLUMNS:
+            np.testing.assert_array_equal(getattr(there._buffers()[name], column), getattr(buffer, column))
+    for name, tensor in weights(here).items():
+        assert torch.equal(tensor, there.policy.state_dict()[name]), name
+
+
+def test_interventions_of_a_failure_join_the_demonstration_and_nothing_runs_on_over_their_gaps():
+    here = DemonstrationSAC(reaching(horizon=7), demonstration(), cloned=copy.deepcopy(cloned()), **FAST)
+    here.learn_rollouts(1)
+    intervened = np.array([0, 1, 1, 1, 0, 0, 1], bool)
+    failure = stored(here, 1, success=False, intervened=intervened)
+    there = distant(n_steps=3)
+    before = weights(there)
+    there.learn_from(failure)
+    taught = there.demonstration_buffer
+    assert taught.size() == 10 + 4
+    np.testing.assert_array_equal(taught.step[10:14], [1, 2, 3, 6])
+    np.testing.assert_array_equal(taught.observations[10:14, 0], failure.observations[intervened])
+    batch = taught._get_samples(np.arange(10, 14))
+    np.testing.assert_allclose(batch.discounts[:, 0], 0.98 ** np.array([3, 2, 1, 1]), rtol=1e-6)
+    np.testing.assert_array_equal(batch.next_observations, failure.next_observations[[3, 3, 3, 6]])
+    assert not batch.dones.any(), "nobody was done: the critic goes on from there"
+    assert any(not torch.equal(before[k], v) for k, v in weights(there).items() if k.startswith("cloned.network"))
+    alone = distant()
+    alone.learn_from(stored(here, 1, success=False))
+    assert alone.demonstration_buffer.size() == 10
+
+
+def test_malformed_episodes_from_elsewhere_are_refused_and_leave_no_trace(monkeypatch):
+    here, there = learner(cloned_rollouts=9).learn_rollouts(1), distant()
+    with pytest.raises(TraceError, match="`intervened` has shape"):
+        stored(here, 1, success=True, intervened=np.zeros(3, bool))
+    with pytest.raises(TraceError, match="collected episode's rewards are not finite at step 0"):
+        stored(here, 1, success=True, rewards=np.full_like(stored(here, 1, success=True).rewards, np.nan))
+    good = stored(here, 1, success=True)
+    with pytest.raises(TraceError, match="collected episode's actions reach"):
+        there.learn_from(stored(here, 1, success=True, actions=good.actions - 3))
+    monkeypatch.setattr(DemonstrationSAC, "_imitate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        there.learn_from(good)
+    assert (there.rollouts, there.num_timesteps, there.replay_buffer.size()) == (0, 0, 0)
+    with pytest.raises(gym.error.Error, match="learn_from"):
+        there.learn_rollouts(1)
+
+
+def test_relabelling_replaces_every_stored_reward_or_none():
+    model = learner(cloned_rollouts=9).learn_rollouts(3)
+    replay, taught = model.replay_buffer, model.demonstration_buffer
+    lengths = {0: 10} | {k: int((replay.episode[: replay.size()] == k).sum()) for k in (1, 2, 3)}
+    rewards = {k: 100.0 * k + np.arange(length) for k, length in lengths.items()}
+    before = taught.rewards.copy(), replay.rewards.copy()
+    for broken, words in (
+        ({k: v for k, v in rewards.items() if k != 2}, "nothing was given for episode 2"),
+        (rewards | {3: rewards[3][:-1]}, "new labels of episode 3"),
+        (rewards | {0: np.full(10, np.nan)}, "new labels of episode 0"),
+    ):
+        with pytest.raises(TraceError, match=words):
+            model.relabel(broken)
+        np.testing.assert_array_equal(taught.rewards, before[0])
+        np.testing.assert_array_equal(replay.rewards, before[1])
+    model.relabel(rewards)
+    np.testing.assert_array_equal(replay.rewards[: replay.size(), 0], np.concatenate([rewards[k] for k in (1, 2, 3)]))
+    at = np.flatnonzero(taught.episode[: taught.size()] > 0)
+    assert len(at), "a success should have joined"
+    np.testing.assert_array_equal(taught.rewards[at, 0], 100.0 * taught.episode[at] + taught.step[at])
+    np.testing.assert_array_equal(taught.rewards[:10, 0], np.arange(10.0))
+    np.testing.assert_array_equal(model.demonstration.rewards, np.arange(10.0))
+
+
+def test_dropped_episodes_need_no_new_rewards():
+    model = learner(cloned_rollouts=9, buffer_size=20, imitation_steps=0).learn_rollouts(5)
+    kept = set(model.replay_buffer.episode.tolist())
+    assert 5 in kept
+    assert 1 not in kept
+    model.relabel({0: np.zeros(10)} | {k: np.full(15, float(k)) for k in kept})
+    np.testing.assert_array_equal(model.replay_buffer.rewards[:, 0], model.replay_buffer.episode)
+
+
+@pytest.mark.parametrize("cloned_rollouts", [9, 0])
+def test_the_acting_policy_acts_as_the_learner_does(cloned_rollouts):
+    model = learner(cloned_rollouts=cloned_rollouts).learn_rollouts(2)
+    data = model.acting_policy()
+    policy = load_acting_policy(data)
+    assert policy.cloned_only == (cloned_rollouts == 9)
+    model.policy.cloned_only = policy.cloned_only
+    observations = np.array([[1.3, 0.0], [0.2, 0.0]], np.float32)
+    for deterministic in (True, False):
+        chosen = []
+        for actor in (model.policy, policy):
+            torch.manual_seed(3)
+            actor.begin_rollout()
+            chosen.append(actor.predict(observations, deterministic=deterministic)[0])
+        np.testing.assert_array_equal(*chosen)
+    assert np.abs(chosen[0]).max() > 0.1
+    model.policy.cloned_only = False
+    model.learn_rollouts(1)
+    assert any(not torch.equal(v, policy.state_dict()[k]) for k, v in weights(model).items() if k.startswith("critic."))
+    for broken in (b"", data[:100], data[:-8]):
+        with pytest.raises(CheckpointError, match="acting policy cannot be read"):
+            load_acting_policy(broken)
+
+
+# ------------------------------------------------------------------------------------------------------ the guide
+
+
+def test_the_guide_pays_for_everything_under_its_newest_self():
+    model = learner(guidance=0.5, cloned_rollouts=9, guided_gamma=0.7, n_steps=1).learn_rollouts(6)
+    for buffer in (model.replay_buffer, model.demonstration_buffer):
+        rows = slice(buffer.size())
+        now, after = (model.guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
+        ended = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
+        np.testing.assert_allclose(
+            buffer.rewards[rows, 0], buffer.paid[rows] + 0.5 * (0.98 * after * ~ended - now), atol=1e-5
+        )
+        assert np.ptp(now) > 0.05, "a constant would agree with anything"
+    assert learner().guide is None
+
+
+def test_the_horizon_grows_with_the_successes_of_the_last_25_rollouts():
+    model = learner(guidance=1.0, guided_gamma=0.5)
+    assert model.own_gamma == pytest.approx(0.5)
+    for successes, expected in ((0, 0.5), (25, 0.98), (50, 0.98)):
+        model._recent = [True] * successes
+        model._recent = model._recent[-25:]
+        assert model.own_gamma == pytest.approx(expected)
+    model._recent = [True] * 12 + [False] * 13
+    assert model.own_gamma == pytest.approx(1 - 0.5**0.52 * 0.02**0.48)
+    model = learner(guidance=1.0, guided_gamma=0.5, cloned_rollouts=99)
+    for _ in range(3):
+        ahead = model.own_gamma  # of what was known when the rollout began
+        model.learn_rollouts(1)
+        assert model.replay_buffer.gamma == model.demonstration_buffer.gamma == ahead
+    assert 0.5 < model.own_gamma < 0.98
+    assert learner(guided_gamma=0.5).learn_rollouts(1).replay_buffer.gamma == 0.98
+
+
+def test_the_guide_learns_the_time_to_go_where_it_is_known_and_the_process_rewards_opinion_where_not():
+    model = learner(guidance=1.0, cloned_rollouts=9)
+    model._fit_guide(model.guide, 800)
+    shown = demonstration().observations
+    np.testing.assert_allclose(model.guide.potential(shown), 0.98 ** np.arange(10, 0, -1), atol=0.02)
+    # Behind the start nothing was shown; a failure there is believed to be as good as done.
+    position = np.zeros((16, 2), np.float32)
+    position[:, 0] = np.linspace(1.8, 2.3, 16)
+    failure = Collected(
+        observations=position[:-1],
+        actions=np.zeros((15, 1)),
+        rewards=np.zeros(15),
+        next_observations=position[1:],
+        terminated=np.zeros(15, bool),
+        success=False,
+        task_reward=0.0,
+        phi=np.r_[np.nan, np.full(14, 0.9)],
+    )
+    model.learn_from(failure)
+    model._fit_guide(model.guide, 800)
+    np.testing.assert_allclose(model.guide.potential(position[2:-1]), 0.98 ** (0.1 * 10), atol=0.02)
+    corrected = {1: np.zeros(15)}
+    model.relabel({0: demonstration().rewards, 1: np.zeros(15)}, phi=corrected)
+    np.testing.assert_allclose(model.guide.potential(position[2:-1]), 0.98**10, atol=0.02)
+    np.testing.assert_array_equal(model.replay_buffer.phi[:15], 0)
+
+
+def test_guides_that_cannot_be_are_refused():
+    for settings in ({"guidance": -1.0}, {"guidance": 1.0, "guided_gamma": 0.99}):
+        with pytest.raises(TraceError, match="guidance is"):
+            learner(**settings)
+    with pytest.raises(TraceError, match="`phi` reaches from 2 to 2"):
+        stored(learner(cloned_rollouts=9).learn_rollouts(1), 1, success=True, phi=np.full(10, 2.0)[:10])

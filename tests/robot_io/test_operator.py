@@ -185,7 +185,7 @@ def test_a_terminals_keys_are_heard():
         from robot_io.operator import Operator, Phase, keyboard
         operator = Operator()
         operator.begin()
-        with keyboard(operator):
+        with keyboard(operator.press):
             print("listening", flush=True)
             while operator.poll().phase is Phase.RUNNING:
                 time.sleep(0.01)

@@ -1,0 +1,211 @@
+"""A session on the simulated robot, in real time: how well the rate is kept, how soon Φ comes, how soon it learns.
+
+    python -m benchmarks.session --parts timing success interventions
+
+Every part leaves its sessions in --runs, goes on from there, and may be measured alone; the numbers of all parts that
+are there go into one result. `timing` runs the same loop twice: beside a learner that does nothing, then beside one
+that judges and learns. `success` counts successes of the deterministic policy after 150 rollouts from pictures and
+proprioception. In `interventions` the scripted expert takes over in the first 20 rollouts, where the task is not done
+after a second; the ratio is of rollouts until 18 of the last 20 succeeded.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from grm.cli.session import MakeMind, MakePolicy
+from grm.cli.session import Session as Command
+from grm.reward import Frame, Judgement, ProcessReward, Task
+from robot_io.replay import read_lines
+from robot_io.session import Session
+
+from .results import write_result
+
+TASK = "door-unlock"
+INSTRUCTION = "unlock the door"
+ROLLOUTS = 150
+HELPED = 20
+Part = Literal["timing", "success", "interventions"]
+
+
+class Nothing(ProcessReward[Frame, None]):
+    """Abstains, at no cost."""
+
+    def start(self, task: Task) -> None:
+        return None
+
+    def extend(self, carries: Sequence[None], steps: Sequence[Sequence[Frame]]) -> tuple[list[None], list[Judgement]]:
+        nan = [np.full(len(frames), np.nan) for frames in steps]
+        return list(carries), [Judgement(potential=x, spread=x, judged=~np.isnan(x)) for x in nan]
+
+
+@dataclass(frozen=True)
+class MakeIdle:
+    """A mind that has a policy, and neither judges nor learns."""
+
+    make: MakeMind
+
+    def __call__(self, checkpoint: Path | None, report: Callable[[str], None]) -> Any:
+        mind: Any = self.make(checkpoint, report)
+        mind.model = Nothing()
+        mind.observe = lambda state, carry: state
+        mind.learn = lambda attempt, observations, rewards, between: None
+        return mind
+
+
+def command(runs: Path, name: str, seed: int, **settings: Any) -> Command:
+    folder = runs / f"{name}-{seed}"
+    return Command(
+        out=folder,
+        robot=("type=grm_sim", f"task={TASK}", "id=sim"),
+        demo=runs / f"demonstration-{seed}" / "episodes",
+        grm=runs / f"grm-{seed}" if name != "grm" else None,
+        success="environment",
+        seed=seed,
+        resume=True,
+        **settings,
+    )
+
+
+def run(command: Command, *, idle: bool = False) -> None:
+    robot, learner = command.sides()
+    make: Any = command.make_mind() if learner is not None else None
+    Session(
+        robot=robot,
+        learner=learner,
+        make_policy=MakePolicy(instruction=INSTRUCTION),
+        make_mind=MakeIdle(make) if idle else make,
+        preload=("grm.cli.session", "policies.offpolicy"),
+    ).run()
+
+
+def prepare(runs: Path, seed: int) -> None:
+    """One demonstration by the expert, and the GRM adapted to it."""
+    shown = runs / f"demonstration-{seed}"
+    demonstrate = replace(
+        command(runs, "demonstration", seed),
+        demo=None,
+        instruction=INSTRUCTION,
+        teleop=("type=grm_sim_expert", "robot_id=sim"),
+        demonstrate=1,
+        out=shown,
+    )
+    if not read_lines(shown / "episodes"):
+        run(demonstrate)
+    adapted = runs / f"grm-{seed}"
+    if not (adapted / "config.json").exists():
+        first = replace(command(runs, "first", seed), grm=None, out=runs / f"adapting-{seed}")
+        first.make_mind()(None, print)
+        (runs / f"adapting-{seed}" / "grm").replace(adapted)
+
+
+def timing_of(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Periods and latencies in milliseconds, and how many steps came too late."""
+    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    periods = np.concatenate([line["periods_ms"] for line in lines])
+    latencies = np.concatenate([line["latencies_ms"] for line in lines])
+    return periods, latencies, sum(line["overruns"] for line in lines)
+
+
+def jitter_p99(periods: np.ndarray, rate_hz: float = 20.0) -> float:
+    return float(np.percentile(np.abs(periods - 1000 / rate_hz), 99))
+
+
+def rollouts_to(lines: list[dict[str, Any]], share: float = 0.9, window: int = 20) -> int | None:
+    """Rollouts until so many of the last 20 succeeded."""
+    success = [line["success"] for line in lines if line["behaviour"] == "rollout"]
+    for end in range(window, len(success) + 1):
+        if np.mean(success[end - window : end]) >= share:
+            return end
+    return None
+
+
+def main(
+    parts: tuple[Part, ...] = ("timing", "success", "interventions"),
+    runs: Path = Path("runs/session"),
+    seeds: tuple[int, ...] = (0,),
+    minutes: float = 30.0,
+    rollouts: int = ROLLOUTS,
+    evaluations: int = 50,
+) -> None:
+    """Measure the parts named, and write what all parts found."""
+    runs.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        prepare(runs, seed)
+        if "timing" in parts:
+            for name, length in (("idle", minutes / 3), ("learning", minutes)):
+                timed(command(runs, name, seed), length, idle=name == "idle")
+        if "success" in parts:
+            run(command(runs, "success", seed, rollouts=rollouts, evaluate_every=rollouts, evaluations=evaluations))
+        if "interventions" in parts:
+            helper = ("type=grm_sim_expert", "robot_id=sim", f"helps={HELPED + 1}", "helps_after=20")
+            run(command(runs, "interventions", seed, rollouts=rollouts, teleop=helper))
+    summary, rows = collect(runs, seeds)
+    print(json.dumps(summary, indent=1))
+    write_result("session", summary, seeds=seeds, rows=rows)
+
+
+def timed(settings: Command, minutes: float, *, idle: bool) -> None:
+    """Run for so many minutes of driving, counted over what is there already."""
+    path = settings.out / "timing.jsonl"
+
+    def done() -> float:
+        return timing_of(settings.out)[0].sum() if path.exists() else 0.0
+
+    while done() < 60_000 * minutes:
+        count = sum(line["behaviour"] == "rollout" for line in read_lines(settings.out / "episodes"))
+        run(replace(settings, rollouts=count + 50), idle=idle)
+
+
+def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float], list[dict[str, object]]]:
+    summary: dict[str, float] = {}
+    rows: list[dict[str, object]] = []
+    learning = [runs / f"learning-{seed}" for seed in seeds if (runs / f"learning-{seed}" / "timing.jsonl").exists()]
+    if learning:
+        found = [timing_of(folder) for folder in learning]
+        idle = np.concatenate([timing_of(runs / f"idle-{seed}")[0] for seed in seeds])
+        periods, latencies = (np.concatenate([one[i] for one in found]) for i in (0, 1))
+        frames = len(periods) + sum(len(read_lines(folder / "episodes")) for folder in learning)
+        summary |= {
+            "jitter_ms_p99": jitter_p99(periods) - jitter_p99(idle),
+            "jitter_ms_p99_learning": jitter_p99(periods),
+            "jitter_ms_p99_idle": jitter_p99(idle),
+            "overrun_rate": sum(one[2] for one in found) / len(periods),
+            "minutes": float(periods.sum() / 60_000),
+            "frame_to_phi_ms_p50": float(np.percentile(latencies, 50)),
+            "frame_to_phi_ms_p99": float(np.percentile(latencies, 99)),
+            "frames_judged_in_time": len(latencies) / frames,
+        }
+    reached: dict[str, list[float]] = {}
+    tested: list[float] = []
+    for name in ("success", "interventions"):
+        for seed in seeds:
+            lines = read_lines(runs / f"{name}-{seed}" / "episodes")
+            if not lines:
+                continue
+            tested += [line["success"] for line in lines if line["behaviour"] == "evaluation"]
+            count = sum(line["behaviour"] == "rollout" for line in lines)
+            reached.setdefault(name, []).append(rollouts_to(lines) or np.inf)
+            kept = ("behaviour", "success", "length", "interventions")
+            rows += [
+                {"part": name, "seed": seed, "episode": k, **{key: line[key] for key in kept}}
+                for k, line in enumerate(lines)
+            ]
+            summary[f"{name}_rollouts_{seed}"] = count
+    if tested:
+        summary["success_150"] = float(np.mean(tested))
+    for name, values in reached.items():
+        if np.isfinite(values).all():
+            summary[f"rollouts_to_90_{name}"] = float(np.mean(values))
+    if "rollouts_to_90_success" in summary and "rollouts_to_90_interventions" in summary:
+        summary["intervention_ratio"] = summary["rollouts_to_90_interventions"] / summary["rollouts_to_90_success"]
+    return summary, rows
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

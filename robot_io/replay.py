@@ -1,0 +1,97 @@
+"""What a session recorded, as a judge and a learner take it: the same rewards, live and from the recording."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from grm.data.lerobot import SIDECAR, read_episodes
+from grm.errors import TraceError
+from grm.reward import Frame, Judgement, ProcessReward, Task
+from shaping import shaping_reward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attempt:
+    """A finished rollout of T steps and T + 1 frames."""
+
+    number: int
+    """Of the episode in the recording."""
+    views: dict[str, UInt8[np.ndarray, "T+1 h w 3"]]
+    state: Float[np.ndarray, "T+1 n"]
+    time: Float[np.ndarray, " T+1"]
+    """Seconds since its beginning."""
+    actions: Float[np.ndarray, "T a"]
+    """Really sent, in the environment's range."""
+    rewards: Float[np.ndarray, " T"]
+    """Of the task."""
+    interventions: Bool[np.ndarray, " T"]
+    terminated: bool
+    """Whether the task ended with the last step; else it was only truncated."""
+    success: bool
+    purpose: str = "rollout"
+
+    @property
+    def frames(self) -> list[Frame]:
+        """What a judge sees."""
+        return [
+            Frame(views={name: pictures[t] for name, pictures in self.views.items()}, time=float(self.time[t]))
+            for t in range(len(self.state))
+        ]
+
+
+def shaped_rewards(attempt: Attempt, judgement: Judgement, *, gamma: float, weight: float) -> Float[np.ndarray, " T"]:
+    """What a learner is paid: the task's reward and `weight` times γ Φ' - Φ, nothing where the judge abstained."""
+    ends = np.zeros(len(attempt.rewards), bool)
+    ends[-1] = attempt.terminated
+    phi = np.where(judgement.judged, judgement.potential, np.nan)
+    shaping = weight * shaping_reward(phi[:-1], phi[1:], ends, gamma)
+    return (attempt.rewards + np.nan_to_num(shaping, nan=0.0)).astype(np.float32)
+
+
+def rejudge[C](
+    model: ProcessReward[Frame, C], task: Task, attempt: Attempt, *, gamma: float, weight: float
+) -> tuple[Judgement, Float[np.ndarray, " T"]]:
+    """A recorded rollout judged anew, and the rewards that follow."""
+    judgement = model.judge(task, attempt.frames)
+    return judgement, shaped_rewards(attempt, judgement, gamma=gamma, weight=weight)
+
+
+def read_lines(root: Path) -> list[dict[str, Any]]:
+    """What the recorder noted of each episode beside LeRobot's own columns, in order."""
+    path = Path(root) / SIDECAR
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def read_attempt(root: Path, number: int) -> Attempt:
+    """A recorded rollout. Raises `TraceError` if it cannot be read, or was not written by a `Recorder`."""
+    import pandas as pd
+    from lerobot.datasets import LeRobotDatasetMetadata
+
+    root = Path(root)
+    [episode] = read_episodes(root, [number])
+    meta = LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
+    table = pd.read_parquet(root / meta.get_data_file_path(number))
+    table = table.loc[table["episode_index"] == number].sort_values(by="frame_index")
+    if "command" not in table:
+        raise TraceError(f"{root} has no column `command`; expected a recording of `grm session`")
+
+    def column(name: str) -> np.ndarray:
+        return np.array([np.asarray(value).item() for value in table[name]])
+
+    line = read_lines(root)[number]
+    return Attempt(
+        number=number,
+        views=dict(episode.views),
+        state=episode.state,
+        time=column("time"),
+        actions=np.stack(table["command"].to_numpy())[:-1].astype(np.float32),
+        rewards=column("next.reward")[:-1].astype(np.float32),
+        interventions=column("intervention")[:-1].astype(bool),
+        terminated=not bool(column("next.truncated")[-2]),
+        success=bool(line["success"]),
+        purpose=str(line["behaviour"]),
+    )
