@@ -57,7 +57,9 @@ class Running:
     """A session in a thread; what it raised is raised at the end."""
 
     def __init__(self, side: RobotSide, make_mind, *, make_policy=Wander, listen=None) -> None:
-        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if side.learner else None
+        """`make_mind` None for a learner that is not there."""
+        there = side.learner is not None and make_mind is not None
+        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if there else None  # type: ignore[arg-type]
         self.side = side
         self.session = Session(
             robot=side, learner=learner, make_policy=make_policy, make_mind=make_mind, preload=("tests.robot_io.toy",)
@@ -141,6 +143,15 @@ def test_what_was_recorded_without_a_learner_is_learned_later(side, grm):
     assert 2 <= kept < 4
     shutil.rmtree(side.out / "learner")
     Running(side, MakeTally(grm)).finish()
+    assert sorted(map(int, learned(side))) == [0, 1, 2, 3]
+
+
+def test_without_a_learner_it_goes_on_with_the_last_policy_and_is_learned_from_later(side, grm):
+    Running(replace(side, rollouts=1), MakeTally(grm)).finish()
+    Running(replace(side, rollouts=3), None).finish()
+    assert len(read_lines(side.recording)) == 3
+    assert list(learned(side)) == ["0"]
+    Running(replace(side, rollouts=4), MakeTally(grm)).finish()
     assert sorted(map(int, learned(side))) == [0, 1, 2, 3]
 
 
