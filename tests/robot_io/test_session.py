@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.faults import ClockJumps, DiskFull, MakeBlind, Wire
 from grm.errors import GrmError
-from robot_io.actor import RobotSide, next_purpose, scene_seed
+from robot_io.actor import RobotSide
 from robot_io.learner import LearnerSide, checkpoints
 from robot_io.recorder import read_judged
 from robot_io.replay import read_attempt, read_lines
@@ -59,7 +59,7 @@ class Running:
     def __init__(self, side: RobotSide, make_mind, *, make_policy=Wander, listen=None) -> None:
         """`make_mind` None for a learner that is not there."""
         there = side.learner is not None and make_mind is not None
-        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if there else None  # type: ignore[arg-type]
+        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if there else None
         self.side = side
         self.session = Session(
             robot=side, learner=learner, make_policy=make_policy, make_mind=make_mind, preload=("tests.robot_io.toy",)
@@ -205,19 +205,6 @@ def test_a_person_demonstrates_and_it_is_recorded(side):
     assert attempt.success
     assert attempt.terminated
     assert np.abs(attempt.actions).max() <= 1
-
-
-def test_what_comes_next_follows_from_what_is_recorded(side):
-    def lines(text: str) -> list[dict]:
-        return [{"behaviour": {"r": "rollout", "e": "evaluation"}[letter]} for letter in text]
-
-    side = replace(side, rollouts=4, evaluate_every=2, evaluations=2)
-    assert [next_purpose(lines(text), side) for text in ("", "rr", "rre", "rree", "rreerr", "rreerree")] == [
-        "rollout", "evaluation", "evaluation", "rollout", "evaluation", None,
-    ]  # fmt: skip
-    seeds = [scene_seed(side, lines("rr" + "e" * k), "evaluation") for k in range(3)]
-    assert seeds[0] == seeds[2] != seeds[1]
-    assert scene_seed(side, lines(""), "rollout") != scene_seed(side, lines("r"), "rollout") not in seeds
 
 
 # ---- faults that come by themselves
