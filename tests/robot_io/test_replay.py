@@ -25,7 +25,7 @@ def recording(tmp_path_factory):
 def test_a_rollout_is_read_as_it_was(recording):
     attempt = read_attempt(recording, 0)
     assert (attempt.number, attempt.purpose, attempt.success, attempt.terminated) == (0, "rollout", True, True)
-    assert attempt.actions.tolist() == pytest.approx(np.array([[0.25, t / 10] for t in range(6)]))
+    np.testing.assert_allclose(attempt.actions, [[0.25, t / 10] for t in range(6)], rtol=1e-6)
     assert attempt.rewards.tolist() == [0, 0, 0, 0, 0, 1]
     assert attempt.interventions.tolist() == [False, True, True, False, False, False]
     np.testing.assert_allclose(attempt.time, np.arange(7) / 20, atol=1e-6)
