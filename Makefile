@@ -3,7 +3,7 @@ UV := python -m uv
 RUN := $(UV) run
 PACKAGES := grm envs policies shaping robot_io
 
-.PHONY: demo test test-all check bench build
+.PHONY: demo test test-all check bench bench-rl build
 
 demo:  ## One demonstration in, a trained policy and a page about it out
 	$(RUN) grm demo
@@ -45,6 +45,9 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.text.with_robot
 	$(RUN) python -m benchmarks.semantic_trap
 	$(RUN) python -m benchmarks.demo
+
+bench-rl:  ## From one demonstration, all arms on eight tasks: days of two cores; goes on where it was interrupted
+	$(RUN) python -m benchmarks.one_shot_rl
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else
 	rm -rf dist

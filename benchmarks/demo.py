@@ -11,7 +11,7 @@ import numpy as np
 
 from grm.cli import Demo
 from grm.metrics import expected_interval
-from policies.one_shot import read_rollouts
+from policies.log import arm_folder, read_rollouts
 from policies.page import success_rates
 
 from .results import write_result
@@ -35,15 +35,14 @@ def main() -> None:
             rates = success_rates(folder)
             minutes = json.loads((folder / "minutes.json").read_text())
             rows.append({"task": task, "seed": seed, **rates, "minutes": minutes["minutes"]})
-            for arm in ("sparse", "shaped"):
-                curves += [
-                    {"task": task, "seed": seed, "arm": arm, **r} for r in read_rollouts(folder / arm / "rollouts.csv")
-                ]
+            for arm in ("sparse", "grm"):
+                own = arm_folder(folder, arm) / "rollouts.csv"
+                curves += [{"task": task, "seed": seed, "arm": arm, **r} for r in read_rollouts(own)]
             rng = np.random.default_rng(0)
             summary = {
                 f"{name}_{key}": expected_interval([float(r[key]) for r in rows if r["task"] == name], rng)
                 for name in dict.fromkeys(str(r["task"]) for r in rows)
-                for key in ("before", "sparse", "shaped")
+                for key in ("cloned", "sparse", "grm")
             }
             summary["minutes"] = expected_interval([float(r["minutes"]) for r in rows], rng)
             seeds = sorted({int(r["seed"]) for r in rows})

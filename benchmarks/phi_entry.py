@@ -27,16 +27,16 @@ from grm.models.multiview import GRM, packaged_checkpoint
 from grm.reward import Judgement
 from grm.train import adapt
 from policies import Demonstration, DemonstrationSAC, Rollout
+from policies.arms import SPARSE
 from policies.one_shot import (
     ActionLog,
     OneShotSettings,
     evaluate_policy,
     horizon_of,
     make_env,
-    potential_of,
     record_demonstration,
 )
-from shaping import Potential, ValueScale, shaping_reward
+from shaping import ModelPotential, Potential, ValueScale, shaping_reward
 from shaping.sb3 import VecPotentialShaping
 
 from .distilled import Distilled, agreement, ask, distill
@@ -98,7 +98,7 @@ def potential_for(arm: Arm, demonstration: Episode, folder: Path, base: Path, se
             return DistilledPotential(model, 1)
         linear: Potential[Any] = DistilledPotential(model, 0)
     else:
-        linear = potential_of(adapted(demonstration, folder, settings.seed), demonstration, 0.0)
+        linear = ModelPotential(adapted(demonstration, folder, settings.seed), demonstration.as_goal())
     if arm.scale == "linear":
         return linear
     return ValueScale(linear, gamma=GAMMA, horizon=len(demonstration))
@@ -168,7 +168,7 @@ def run(task: str, seed: int, name: str, arm: Arm, options: argparse.Namespace) 
     venv = VecExtractDictObs(venv, "state")
     gammas = {"guided_gamma": arm.own_gamma, "gamma": GAMMA} if arm.guidance else {"gamma": arm.own_gamma}
     learner = DemonstrationSAC(venv, shown, guidance=arm.guidance, seed=seed, **gammas)
-    before = evaluate_policy(learner.policy.cloned, settings, demonstration).success_rate
+    before = evaluate_policy(learner.policy.cloned, SPARSE, settings, demonstration, None).success_rate
     rollouts: list[tuple[int, np.ndarray]] = []
     success: list[bool] = []
 
@@ -178,7 +178,7 @@ def run(task: str, seed: int, name: str, arm: Arm, options: argparse.Namespace) 
         success.append(rollout.success)
 
     learner.learn_rollouts(options.rollouts, after)
-    fresh = evaluate_policy(learner, settings, demonstration).success_rate
+    fresh = evaluate_policy(learner, SPARSE, settings, demonstration, None).success_rate
     venv.close()
     if name == "sparse":
         np.savez(

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from grm.metrics import Interval
@@ -25,9 +26,6 @@ def write_result(
     Raises `ValueError` for a number that is none: what could not be measured has no place in a table.
     """
     RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=RESULTS, capture_output=True, text=True, check=True
-    ).stdout.strip()
     flat = {
         key: (
             {part: round(value, 4) for part, value in entry._asdict().items()}
@@ -39,7 +37,7 @@ def write_result(
     parts = Path(sys.argv[0]).with_suffix("").parts
     module = ".".join(parts[-parts[::-1].index("benchmarks") - 1 :] if "benchmarks" in parts else parts[-1:])
     command = " ".join(["python", "-m", module.removesuffix(".__main__"), *sys.argv[1:]])
-    content = {"command": command, "commit": commit, "seeds": list(seeds), "summary": flat, **about}
+    content = {"command": command, "commit": _commit(RESULTS), "seeds": list(seeds), "summary": flat, **about}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     if rows:
@@ -49,3 +47,10 @@ def write_result(
             writer.writeheader()
             writer.writerows(rows)
     return path
+
+
+@cache
+def _commit(folder: Path) -> str:
+    """As of the first result of this process: what it writes itself does not make a changed checkout."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

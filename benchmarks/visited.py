@@ -20,7 +20,8 @@ import torch
 from rich.progress import Progress
 
 from envs.metaworld import HELD_OUT, PRECISE, task_name
-from policies.one_shot import OneShotSettings, read_rollouts
+from policies.log import arm_folder, read_rollouts
+from policies.one_shot import OneShotSettings
 from policies.visited import collect_visited
 
 BLOCK = 25
@@ -64,7 +65,7 @@ def _work(settings: OneShotSettings, options: argparse.Namespace) -> None:
 
 def success_blocks(folder: Path) -> list[float]:
     """Success rate of each `BLOCK` rollouts of a learner's run, in order; of what is left over too."""
-    success = [row["success"] == "True" for row in read_rollouts(folder / "shaped" / "rollouts.csv")]
+    success = [row["success"] == "True" for row in read_rollouts(arm_folder(folder, "grm") / "rollouts.csv")]
     return [float(np.mean(success[start : start + BLOCK])) for start in range(0, len(success), BLOCK)]
 
 
@@ -95,7 +96,7 @@ def main() -> None:
                 settings = OneShotSettings(
                     task=task, seed=options.seed, rollouts=options.rollouts, evaluation_episodes=10
                 )
-                done = sum(1 for _ in read_rollouts(options.data / "runs" / task / "shaped" / "rollouts.csv"))
+                done = sum(1 for _ in read_rollouts(arm_folder(options.data / "runs" / task, "grm") / "rollouts.csv"))
                 progress.update(bars[task], completed=done)
                 futures[pool.submit(_work, settings, options)] = task
             waiting = set(futures)

@@ -24,7 +24,7 @@ pictures; the caller then passes NaN for all but incremental.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -133,6 +133,29 @@ class ConsistentFusion:
         held = np.where(np.isnan(previous), target, previous)
         potential = np.asarray((1 - weight) * held + weight * target)
         return potential, _spread(estimates, potential)
+
+
+@dataclass(frozen=True, slots=True)
+class OnePerspective:
+    """One of the hops' perspectives alone, for comparison: no rule that anybody should use.
+
+    The potential abstains where that perspective was not answered.
+    """
+
+    name: Literal["incremental", "forward", "backward"]
+
+    def __call__(
+        self,
+        previous: Float[np.ndarray, "*batch"],
+        incremental: Float[np.ndarray, "members *batch"],
+        forward: Float[np.ndarray, "members *batch"],
+        backward: Float[np.ndarray, "members *batch"],
+        absolute: Float[np.ndarray, "members *batch"],
+    ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
+        """See `Fuser`; the spread is over the members of that perspective."""
+        row = ("incremental", "forward", "backward").index(self.name)
+        estimates = _estimates(previous, incremental, forward, backward, absolute)[row : row + 1]
+        return estimates[0, 0], _spread(estimates, estimates[0, 0])
 
 
 def is_cyclic(hop_init_to_goal: ArrayLike, threshold: float = 0.5) -> Bool[np.ndarray, "*batch"]:

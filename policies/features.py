@@ -4,23 +4,23 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
 from grm.errors import TraceError
-from shaping.sb3 import VecPotentialShaping
 
 
 class VecViewFeatures(VecEnvWrapper):
     """Flat observations: the entry `state` of each dict, followed by the features of the views as just judged.
 
     Wrap it around a `VecPotentialShaping` whose model says what it saw, such as `grm.GRM`; with a weight of 0 the
-    reward stays the task's own. The observation that ends an episode is treated alike.
+    reward stays the task's own. Any environment will do that has `features` in the infos of its steps and resets. The
+    observation that ends an episode is treated alike.
 
     Raises:
         TraceError: the observations have no flat `state`, or the potential no features.
     """
 
-    def __init__(self, venv: VecPotentialShaping, features: int) -> None:
+    def __init__(self, venv: VecEnv, features: int) -> None:
         space = venv.observation_space
         state = space.spaces.get("state") if isinstance(space, spaces.Dict) else None
         if not isinstance(state, spaces.Box) or len(state.shape) != 1:

@@ -1,44 +1,56 @@
-"""One demonstration in, a trained policy out: the experiment behind `grm demo`.
+"""One demonstration in, a trained policy out: the experiment behind `grm rl` and `grm demo`.
 
-A run adapts a GRM to one expert demonstration of a task, then trains the same learner twice, with the same seed, the
-same instances and the same number of rollouts: once on the sparse task reward, once with the GRM's potential shaping
-it. Both are evaluated on the same fresh instances. Everything is written as it happens, so an interrupted run resumes.
+A run has one task and one seed. It has one expert demonstration, a GRM adapted to it where an arm needs one, and the
+arms (`policies.arms`): the same learner each, with the same seed, the same instances and the same number of rollouts,
+paid differently. All are evaluated on the same fresh instances. Everything is written as it happens, and a run that
+was interrupted, or killed, goes on where it was: at most the rollout that was under way is made again.
 """
 
-import csv
 import json
-import multiprocessing
-import queue
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecExtractDictObs
 
-from envs.cameras import Cameras
 from envs.experts import demonstrations
 from envs.metaworld import VIEWS, MetaWorldEnv
 from grm.data.episodes import Episode
 from grm.data.lerobot import EpisodeWriter, read_episodes
-from grm.errors import CheckpointError, GrmError, OutputError
-from grm.models.multiview import GRM
-from grm.report import Clip, Curve
-from shaping import ModelPotential, shaping_reward
-from shaping.sb3 import VecPotentialShaping
+from grm.data.replay import read_replay
+from grm.errors import CheckpointError, OutputError, TraceError
+from grm.fusion import Fuser, OnePerspective
+from grm.models.checkpoint import locate
+from grm.models.multiview import GRM, packaged_checkpoint
+from grm.train import Trainer, adapt
+from shaping import Potential, PotentialShaping, ValueScale, shaping_reward, value_scale
 
+from .arms import Arm
 from .checkpoint import has_checkpoint
+from .classifier import fit_classifier
 from .collecting import Rollout
 from .demonstration import Demonstration
+from .features import VecViewFeatures
+from .gold import JudgedSuccess
+from .log import RolloutLog, arm_folder
+from .naive import NaiveReward, naive_reward
 from .offpolicy import DemonstrationSAC
+from .onlookers import (
+    ClassifierOnlooker,
+    DenseOnlooker,
+    ModelOnlooker,
+    Onlooker,
+    Opinion,
+    ProverOnlooker,
+    Watched,
+    look_at,
+    play_back,
+)
 from .rollout import Evaluation, evaluate
-
-Arm = Literal["sparse", "shaped"]
-ARMS: tuple[Arm, ...] = ("sparse", "shaped")
+from .stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -48,49 +60,112 @@ class OneShotSettings:
     task: str = "hand-insert-v3"
     """Meta-World task."""
     seed: int = 0
-    """Of the demonstration's instance, the adaptation, both learners and their instances."""
+    """Of the demonstration's instance, the adaptation, the learners and their instances."""
     rollouts: int = 150
     """Online episodes per arm."""
     evaluation_episodes: int = 50
     """Fresh instances each policy is evaluated on."""
+    model: str = ""
+    """Checkpoint to adapt: a folder, a Hub id, or nothing for the packaged one."""
+    demo: str = ""
+    """LeRobotDataset to take the demonstration from; nothing for the scripted expert's."""
+    episode: int = 0
+    """Which of its episodes."""
     adaptation_steps: int = 200
     """Gradient steps on the demonstration and the replay sample."""
     gamma: float = 0.98
     """Discount per decision, of learner and shaping alike."""
     shaping_weight: float = 0.1
     """Factor of the potential; see docs/log.md for what larger ones did."""
+    scale: Literal["linear", "value"] = "linear"
+    """Of the potential as it is added: as judged, or on the scale of the learner's values (`shaping.ValueScale`)."""
+    guidance: float = 1.0
+    """Weight of the potential a learner makes of what it was told (`policies.guide`); above 0 nothing is added here."""
+    guided_gamma: float = 0.9
+    """Discount of a guided learner's own."""
     pessimism: float = 0.0
     """Standard deviations of spread subtracted from the potential."""
-    checkpoint_every: int = 10
-    """Rollouts between checkpoints; an interruption from outside loses at most these."""
+    checkpoint_every: int = 1
+    """Rollouts between checkpoints; who is killed loses at most these."""
 
 
 class ActionLog(gym.Wrapper):
-    """Remembers the last finished episode as (instance seed, actions): enough to play it back exactly."""
+    """Remembers the last finished episode: enough to play it back exactly, and what became of it."""
 
-    def __init__(self, env: MetaWorldEnv) -> None:
+    def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self.finished: tuple[int | None, np.ndarray] | None = None
+        """Instance seed and actions."""
+        self.true_success = False
+        """Whether the simulator saw a success in it."""
+        self.abstained = 0
+        """Of its transitions, those on which the potential abstained."""
         self._seed: int | None = None
         self._actions: list[np.ndarray] = []
+        self._abstained = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin a new episode."""
-        self._seed, self._actions = seed, []
+        self._seed, self._actions, self._abstained = seed, [], 0
         return super().reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Act and remember."""
         self._actions.append(np.array(action))
         result = super().step(action)
-        if result[2] or result[3]:
+        _, _, terminated, truncated, info = result
+        self._abstained += not info.get("judged", True)
+        if terminated or truncated:
             self.finished = self._seed, np.stack(self._actions)
+            self.true_success = bool(info.get("true_success", info["success"]))
+            self.abstained = self._abstained
         return result
 
 
+class TimedEnv(MetaWorldEnv):
+    """Meta-World with a stopwatch: what simulating costs, and what rendering."""
+
+    def __init__(self, stopwatch: Stopwatch, *args: Any, **kwargs: Any) -> None:
+        self.stopwatch = stopwatch
+        super().__init__(*args, **kwargs)
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """See `MetaWorldEnv`."""
+        with self.stopwatch("simulate"):
+            return super().reset(**kwargs)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """See `MetaWorldEnv`."""
+        with self.stopwatch("simulate"):
+            return super().step(action)
+
+    def render_views(self) -> dict[str, np.ndarray]:
+        """See `MetaWorldEnv`."""
+        with self.stopwatch("render"):
+            return super().render_views()
+
+
 def make_env(task: str, horizon: int, *, views: tuple[str, ...] = ()) -> MetaWorldEnv:
-    """The environment of every arm and evaluation."""
+    """The environment of demonstrations, at their default pace and picture size."""
     return MetaWorldEnv(task, views=views, horizon=horizon)
+
+
+def world_of(demonstration: Episode, arm: Arm | None = None, stopwatch: Stopwatch | None = None) -> MetaWorldEnv:
+    """An environment as the demonstration was recorded in: its task, picture size and pace.
+
+    With the pictures and the state an arm asks for; without one, simulator state and no pictures.
+    """
+    height, width = next(iter(demonstration.views.values())).shape[1:3]
+    return TimedEnv(
+        stopwatch or Stopwatch(),
+        demonstration.task,
+        views=(arm.views or tuple(demonstration.views)) if arm is not None and arm.judged else (),
+        height=height,
+        width=width,
+        horizon=horizon_of(demonstration),
+        action_repeat=round(80 / demonstration.rate_hz),
+        state="relative" if arm is None or arm.inputs == "state" else "proprioception",
+    )
 
 
 def horizon_of(demonstration: Episode) -> int:
@@ -99,70 +174,209 @@ def horizon_of(demonstration: Episode) -> int:
 
 
 def record_demonstration(settings: OneShotSettings, root: Path) -> Episode:
-    """One expert episode of the task, written as a LeRobotDataset and read back from it."""
+    """The run's one demonstration, an expert's or the one in `settings.demo`, as written to and read from `root`.
+
+    Raises `TraceError` for one that is of another task, does not end in success or has no pictures.
+    """
     if not (root / "meta" / "info.json").exists():
-        env = make_env(settings.task, 250, views=VIEWS)
-        [episode] = demonstrations(env, 1, seed=10_000 + settings.seed)
-        env.close()
+        if settings.demo:
+            [episode] = read_episodes(locate_dataset(settings.demo), [settings.episode])
+            check_demonstration(episode, settings)
+        else:
+            env = make_env(settings.task, 250, views=VIEWS)
+            [episode] = demonstrations(env, 1, seed=10_000 + settings.seed)
+            env.close()
         EpisodeWriter(root).append(episode)
     [episode] = read_episodes(root, [0])
     return episode
 
 
-def potential_of(model: GRM, demonstration: Episode, pessimism: float) -> ModelPotential:
-    """The GRM as a potential for the demonstration's task, its last frame the goal picture."""
-    return ModelPotential(model, demonstration.as_goal(), pessimism=pessimism)
+def locate_dataset(source: str) -> Path:
+    """The folder of a LeRobotDataset; raises `TraceError` if there is none."""
+    if not (Path(source) / "meta" / "info.json").exists():
+        raise TraceError(f"{source} holds no meta/info.json; expected the folder of a LeRobotDataset")
+    return Path(source)
 
 
-def transitions(demonstration: Episode, settings: OneShotSettings, model: GRM | None) -> Demonstration:
-    """The demonstration with the rewards a learner is paid: the task's, shaped where a model is given.
+def check_demonstration(episode: Episode, settings: OneShotSettings) -> None:
+    """Raise `TraceError` unless a policy and a GRM can be started from this episode."""
+    which = f"episode {settings.episode} of {settings.demo}"
+    if episode.task != settings.task:
+        raise TraceError(f"{which} shows {episode.task!r}; expected {settings.task!r}: choose another episode or task")
+    if not episode.succeeded:
+        raise TraceError(
+            f"{which} does not end in success; expected a demonstration that shows the task done: choose another "
+            f"episode, or cut it after its success"
+        )
+    if not episode.views:
+        raise TraceError(f"{which} has no pictures; expected at least one camera: collect it with views")
+    size = make_env(settings.task, 1).observation_space["state"].shape[0]
+    if episode.state.shape[1] != size or round(80 / episode.rate_hz) < 1:
+        raise TraceError(
+            f"{which} has states of {episode.state.shape[1]} numbers at {episode.rate_hz:g} Hz; expected {size} "
+            f"numbers, as `grm collect` records them, at 80 Hz or a whole fraction of it"
+        )
 
-    The demonstration is judged with its own last frame as goal. It is the one clip for which that is no leak: it is
-    where the goal comes from.
+
+def prepare(
+    settings: OneShotSettings, arm: Arm, folder: Path, *, after_step: Callable[[Trainer], None] = lambda trainer: None
+) -> Episode:
+    """What the arm needs before its first rollout: the demonstration, returned, and its adapted GRM.
+
+    What is there already is left as it is.
+    """
+    demonstration = record_demonstration(settings, folder / "demonstration")
+    if arm.grm is not None and not (folder / arm.grm / "config.json").exists():
+        source = locate(settings.model, packaged_checkpoint())
+        shown = seen_by(arm, demonstration)
+        steps, seed = settings.adaptation_steps, settings.seed
+        replay = list(read_replay(source))
+        new = adapt(GRM.from_pretrained(source), shown, replay, steps=steps, seed=seed, after_step=after_step)
+        card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
+        new.save_pretrained(folder / f"{arm.grm}.partial", card)
+        (folder / f"{arm.grm}.partial").replace(folder / arm.grm)
+    return demonstration
+
+
+def missing(arm: Arm, folder: Path) -> set[str]:
+    """Names of what `prepare` would still have to make for the arm."""
+    needs = {"demonstration": "meta/info.json"} | ({} if arm.grm is None else {arm.grm: "config.json"})
+    return {name for name, proof in needs.items() if not (folder / name / proof).exists()}
+
+
+def seen_by(arm: Arm, demonstration: Episode) -> Episode:
+    """The demonstration with the views the arm's GRM may see."""
+    if not arm.views:
+        return demonstration
+    absent = [view for view in arm.views if view not in demonstration.views]
+    if absent:
+        raise TraceError(
+            f"the demonstration has no view {absent[0]!r}, which the arm {arm.name!r} looks through; it has "
+            f"{', '.join(demonstration.views)}: leave the arm out, or record with that view"
+        )
+    return replace(demonstration, views={view: demonstration.views[view] for view in arm.views})
+
+
+def onlooker_of(arm: Arm, settings: OneShotSettings, demonstration: Episode, folder: Path) -> Onlooker | None:
+    """Who watches the arm's environment, fresh; None for nobody."""
+    if arm.potential == "dense":
+        return DenseOnlooker()
+    if arm.potential == "prover":
+        return ProverOnlooker()
+    if arm.gold == "classifier":
+        encoder = GRM.from_pretrained(settings.model).network
+        return ClassifierOnlooker(fit_classifier(encoder, demonstration, rng=np.random.default_rng(settings.seed)))
+    if not arm.judged:
+        return None
+    fuser: Fuser | None = None if arm.perspective == "all" else OnePerspective(arm.perspective)
+    source = settings.model if arm.grm is None else folder / arm.grm
+    model = GRM.from_pretrained(source, fuser=fuser)
+    task = seen_by(arm, demonstration).as_goal()
+    return ModelOnlooker(model, task, views=arm.views, pessimism=settings.pessimism)
+
+
+def transitions(
+    arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None
+) -> Demonstration:
+    """The demonstration with the rewards the arm's learner is paid.
+
+    Its end is paid and terminates in every arm: that it shows the task done is known, a person says so. The
+    demonstration is judged with its own last frame as goal. It is the one clip for which that is no leak: it is where
+    the goal comes from.
     """
     rewards = demonstration.rewards[:-1].astype(np.float64)
     terminated = np.zeros(len(rewards), bool)
     terminated[-1] = demonstration.succeeded
-    if model is not None:
-        potential = potential_of(model, demonstration, settings.pessimism)
-        observations = [
-            {f"pixels.{name}": images[t] for name, images in demonstration.views.items()}
-            for t in range(len(demonstration))
-        ]
-        phi = np.array(
-            [
-                (potential.advance if t else potential.reset)([0], [observation]).potential[0]
-                for t, observation in enumerate(observations)
-            ]
-        )
-        shaping = settings.shaping_weight * shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
-        rewards += np.nan_to_num(shaping, nan=0.0)  # an abstention shapes nothing for that transition
+    states = demonstration.state
+    opinions: list[Opinion] = []
+    if onlooker is not None and (arm.inputs == "features" or not arm.judged):
+        env = world_of(demonstration, arm)
+        states, opinions = play_back(onlooker, demonstration, env)
+        env.close()
+    elif onlooker is not None:
+        opinions = look_at(onlooker, demonstration)
+    if arm.inputs == "features":
+        states = np.concatenate([states, np.stack([opinion.features for opinion in opinions])], axis=1)
+    if arm.potential != "none":
+        phi = np.array([np.nan if opinion.phi is None else opinion.phi for opinion in opinions])
+        if arm.combination != "shaping":
+            paid = settings.shaping_weight * naive_reward(arm.combination, phi[:-1], phi[1:])
+        else:
+            if settings.scale == "value":
+                phi = value_scale(phi, gamma=settings.gamma, horizon=len(demonstration))
+            paid = shaping_weight(settings) * shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
+        rewards += np.nan_to_num(paid, nan=0.0)  # an abstention pays nothing
     return Demonstration(
-        observations=demonstration.state[:-1],
+        observations=states[:-1],
         actions=demonstration.actions[:-1],
         rewards=rewards,
-        next_observations=demonstration.state[1:],
+        next_observations=states[1:],
         terminated=terminated,
     )
 
 
-def make_learner_env(settings: OneShotSettings, demonstration: Episode, model: GRM | None) -> tuple[VecEnv, ActionLog]:
-    """The arm's environment: state observations, the sparse reward, shaped where a model is given."""
-    views = tuple(demonstration.views) if model is not None else ()
-    log = ActionLog(make_env(settings.task, horizon_of(demonstration), views=views))
-    venv: VecEnv = DummyVecEnv([lambda: log])
-    if model is not None:
-        potential = potential_of(model, demonstration, settings.pessimism)
-        venv = VecPotentialShaping(venv, potential, gamma=settings.gamma, weight=settings.shaping_weight)
-    return VecExtractDictObs(venv, "state"), log
+def shaping_weight(settings: OneShotSettings) -> float:
+    """Factor of the potential as the environment adds it: a guided learner adds its own, and is only told Φ."""
+    return 0.0 if settings.guidance else settings.shaping_weight
 
 
-def evaluate_policy(policy: Any, settings: OneShotSettings, demonstration: Episode) -> Evaluation:
-    """Success on fresh instances, the same ones for every policy of this seed."""
-    env = DummyVecEnv([lambda: make_env(settings.task, horizon_of(demonstration))])
-    found = evaluate(policy, VecExtractDictObs(env, "state"), episodes=settings.evaluation_episodes, seed=settings.seed)
-    env.close()
+def make_learner(
+    arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, env: VecEnv
+) -> DemonstrationSAC:
+    """The arm's learner before its first rollout: the same one in every arm, guided where the arm has a potential."""
+    guided = arm.guided or (arm.potential != "none" and arm.combination == "shaping")
+    return DemonstrationSAC(
+        env,
+        transitions(arm, settings, demonstration, onlooker),
+        gamma=settings.gamma,
+        guidance=settings.guidance if guided else 0.0,
+        guided_gamma=settings.guided_gamma,
+        seed=settings.seed,
+    )
+
+
+def make_learner_env(
+    arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, stopwatch: Stopwatch
+) -> tuple[VecEnv, ActionLog]:
+    """The arm's environment: its inputs and its reward. Rendered only where a model looks."""
+    world = world_of(demonstration, arm, stopwatch)
+    env: gym.Env = world
+    if onlooker is not None:
+        env = watched = Watched(world, onlooker, stopwatch)
+        if arm.gold != "environment":
+            env = JudgedSuccess(watched)
+        if arm.potential != "none" and arm.combination == "shaping":
+            potential: Potential[Any] = watched.potential()
+            if settings.scale == "value":
+                potential = ValueScale(potential, gamma=settings.gamma, horizon=len(demonstration))
+            env = PotentialShaping(env, potential, gamma=settings.gamma, weight=shaping_weight(settings))
+        elif arm.potential != "none" and arm.combination != "shaping":
+            env = NaiveReward(env, watched, arm.combination, settings.shaping_weight)
+    log = ActionLog(env)
+    return _inputs(arm, log, onlooker), log
+
+
+def evaluate_policy(
+    policy: Any, arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None
+) -> Evaluation:
+    """True success on fresh instances, the same ones for every policy of this seed; episodes end when it is seen."""
+    world = world_of(demonstration, arm if arm.inputs == "features" else None)
+    env: gym.Env = world
+    if onlooker is not None and arm.inputs == "features":
+        env = Watched(world, onlooker, Stopwatch())
+    venv = _inputs(arm, env, onlooker)
+    found = evaluate(policy, venv, episodes=settings.evaluation_episodes, seed=settings.seed)
+    venv.close()
     return found
+
+
+def _inputs(arm: Arm, env: gym.Env, onlooker: Onlooker | None) -> VecEnv:
+    """The flat observations an arm's policy acts on."""
+    venv = DummyVecEnv([lambda: env])
+    if arm.inputs == "features":
+        assert isinstance(onlooker, ModelOnlooker)
+        return VecViewFeatures(venv, onlooker.model.network.frame_features)
+    return VecExtractDictObs(venv, "state")
 
 
 def run_arm(
@@ -171,186 +385,62 @@ def run_arm(
     folder: Path,
     *,
     on_rollout: Callable[[Rollout], bool | None] = lambda rollout: None,
+    tensorboard: bool = False,
 ) -> bool:
-    """Train and evaluate one arm, going on from its last checkpoint; True if it got to the end.
+    """Prepare, train and evaluate one arm, going on from its last checkpoint; True if it got to the end.
 
-    Writes to `folder/<arm>`: rollouts.csv as they happen, a checkpoint, the actions of the last failed and the last
+    Writes to `arm_folder`: rollouts.csv as they happen, a checkpoint, the actions of the last failed and the last
     successful rollout, and evaluation.json at the end.
     """
-    own = folder / arm
-    own.mkdir(exist_ok=True)
+    own = arm_folder(folder, arm.name)
+    own.mkdir(parents=True, exist_ok=True)
     if (own / "evaluation.json").exists():
         return True
-    [demonstration] = read_episodes(folder / "demonstration", [0])
-    model = GRM.from_pretrained(folder / "grm") if arm == "shaped" else None
-    env, log = make_learner_env(settings, demonstration, model)
+    demonstration = prepare(settings, arm, folder)
+    onlooker = onlooker_of(arm, settings, demonstration, folder)
+    stopwatch = Stopwatch()
+    env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch)
     checkpoint = own / "policy"
     if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
     else:
-        shown = transitions(demonstration, settings, model)
-        learner = DemonstrationSAC(env, shown, gamma=settings.gamma, seed=settings.seed)
-    before = own / "before.json"
-    if not before.exists():
-        _write_evaluation(before, evaluate_policy(learner.policy.cloned, settings, demonstration))
-    rows = list(read_rollouts(own / "rollouts.csv"))[: learner.rollouts]
-    partial = own / "rollouts.csv.partial"  # so that the rows of a resumed run are there whenever it is killed
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*Rollout.__dataclass_fields__], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(own / "rollouts.csv")
-    with (own / "rollouts.csv").open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*Rollout.__dataclass_fields__], lineterminator="\n")
+        learner = make_learner(arm, settings, demonstration, onlooker, env)
+    if not arm.learns:
+        env.close()
+        _write_evaluation(
+            own / "evaluation.json", evaluate_policy(learner.policy.cloned, arm, settings, demonstration, onlooker)
+        )
+        return True
+    log = RolloutLog(own, learner.rollouts, tensorboard=tensorboard)
+    stopwatch.lap()
 
-        def after(rollout: Rollout) -> bool | None:
-            writer.writerow(asdict(rollout))
-            file.flush()
-            if log.finished is not None:
-                seed, actions = log.finished
-                name = "last_success.npz" if rollout.success else "last_failure.npz"
-                np.savez(own / name, seed=np.array(seed), actions=actions, number=np.array(rollout.number))
-            if rollout.number % settings.checkpoint_every == 0:
+    def after(rollout: Rollout) -> bool | None:
+        assert actions.finished is not None
+        seed, taken = actions.finished
+        name = "last_success.npz" if rollout.success else "last_failure.npz"
+        np.savez(own / name, seed=np.array(seed), actions=taken, number=np.array(rollout.number))
+        seconds = {f"{part}_s": round(spent, 4) for part, spent in stopwatch.lap().items()}
+        # Before the checkpoint: a row too many is cut when the run resumes, one too few could not be made up for.
+        log.write({**asdict(rollout), "true_success": actions.true_success, "abstained": actions.abstained, **seconds})
+        if rollout.number % settings.checkpoint_every == 0:
+            with stopwatch("save"):
                 learner.save_checkpoint(checkpoint)
-            return on_rollout(rollout)
+        return on_rollout(rollout)
 
-        learner.learn_rollouts(settings.rollouts - learner.rollouts, after)
+    learner.learn_rollouts(settings.rollouts - learner.rollouts, after)
     learner.save_checkpoint(checkpoint)
+    log.close()
     env.close()
     if learner.rollouts < settings.rollouts:
         return False
-    _write_evaluation(own / "evaluation.json", evaluate_policy(learner, settings, demonstration))
+    _write_evaluation(own / "evaluation.json", evaluate_policy(learner, arm, settings, demonstration, onlooker))
     return True
 
 
-def run_arms(settings: OneShotSettings, folder: Path, *, on_rollout: Callable[[Arm, Rollout], None]) -> None:
-    """Train and evaluate both arms at once, each in a process of its own on one core.
-
-    Ctrl-C lets the rollouts in flight finish, saves, and raises KeyboardInterrupt. Raises `GrmError` if an arm failed.
-    """
-    context = multiprocessing.get_context("spawn")
-    reports: Any = context.Queue()
-    stop = context.Event()
-    processes = [context.Process(target=_arm_process, args=(settings, arm, folder, reports, stop)) for arm in ARMS]
-    ends: dict[Arm, bool | str] = {}
-
-    def drain() -> None:
-        """Pass on what has been reported, until everybody has ended."""
-        while any(process.is_alive() for process in processes) or not reports.empty():
-            try:
-                arm, report = reports.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if isinstance(report, Rollout):
-                on_rollout(arm, report)
-            else:
-                ends[arm] = report
-
-    # Children start deaf to Ctrl-C, which a terminal sends to all: the parent decides, and they finish their rollout.
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        for process in processes:
-            process.start()
-    finally:
-        signal.signal(signal.SIGINT, heard)
-    try:
-        drain()
-    except KeyboardInterrupt:
-        stop.set()
-        drain()
-        raise
-    for process, arm in zip(processes, ARMS, strict=True):
-        report = ends.get(arm, f"it died with exit status {process.exitcode}")
-        if isinstance(report, str):
-            raise GrmError(f"the {arm} arm did not finish: {report}; go on with --resume")
-
-
-def _arm_process(settings: OneShotSettings, arm: Arm, folder: Path, reports: Any, stop: Any) -> None:
-    torch.set_num_threads(1)
-
-    def on_rollout(rollout: Rollout) -> bool | None:
-        reports.put((arm, rollout))
-        return False if stop.is_set() else None
-
-    try:
-        reports.put((arm, run_arm(settings, arm, folder, on_rollout=on_rollout)))
-    except (GrmError, OSError) as error:
-        reports.put((arm, str(error)))
-
-
-def read_rollouts(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a rollouts.csv; none if there is no such file yet."""
-    if path.exists():
-        with path.open(newline="") as file:
-            yield from csv.DictReader(file)
-
-
-def read_curve(folder: Path, arm: Arm) -> Curve | None:
-    """The arm's learning curve so far."""
-    rows = list(read_rollouts(folder / arm / "rollouts.csv"))
-    if not rows:
-        return None
-    return Curve(
-        arm=arm,
-        rollout=np.array([int(row["number"]) for row in rows]),
-        success=np.array([float(row["success"] == "True") for row in rows]),
-    )
-
-
-def read_evaluation(folder: Path, arm: Arm, name: Literal["before", "evaluation"]) -> float | None:
-    """Success rate of the cloned policy before training, or of the trained one, if it is known yet."""
-    path = folder / arm / f"{name}.json"
+def read_evaluation(folder: Path, arm: str) -> float | None:
+    """Success rate of the arm's policy on fresh instances, if it is known yet."""
+    path = arm_folder(folder, arm) / "evaluation.json"
     return float(json.loads(path.read_text())["success_rate"]) if path.exists() else None
-
-
-def play_back(model: GRM, demonstration: Episode, task: str, recording: Path, title: str, size: int = 128) -> Clip:
-    """A recorded rollout, simulated again action by action, judged and pictured larger than the GRM sees it."""
-    with np.load(recording, allow_pickle=False) as data:
-        seed, actions, number = int(data["seed"]), data["actions"], int(data["number"])
-    return _clip(model, demonstration, task, seed, list(actions), f"{title} (number {number})", size)
-
-
-def expert_clip(model: GRM, demonstration: Episode, task: str, seed: int, size: int = 128) -> Clip:
-    """The expert on an instance that is not the demonstration's."""
-    return _clip(model, demonstration, task, seed, None, "The expert, on another instance", size)
-
-
-def _clip(
-    model: GRM, demonstration: Episode, task: str, seed: int, actions: list[np.ndarray] | None, title: str, size: int
-) -> Clip:
-    env = make_env(task, horizon_of(demonstration), views=tuple(demonstration.views))
-    pictures = Cameras(env, tuple(demonstration.views), height=size, width=size)
-    potential = ModelPotential(model, demonstration.as_goal())
-    carry = model.start(demonstration.as_goal())
-    observation, _ = env.reset(seed=seed)
-    frames, judgements, truth, done, step = [], [], [], False, 0
-    success: list[float] = []
-    while True:
-        frames.append(pictures.render())
-        [carry], [judgement] = model.extend([carry], [[potential.to_step(observation)]])
-        judgements.append(judgement)
-        success.append(float(judgement.success[0]))
-        truth.append(env.true_progress())
-        if done:
-            break
-        action = env.expert_action() if actions is None else actions[step]
-        observation, _, terminated, truncated, _ = env.step(action)
-        step += 1
-        done = terminated or truncated
-    outcome = env.succeeded
-    pictures.close()
-    env.close()
-    return Clip(
-        title=title,
-        views={name: np.stack([frame[name] for frame in frames]) for name in demonstration.views},
-        rate_hz=80 / env.action_repeat,
-        potential=np.concatenate([j.potential for j in judgements]),
-        spread=np.concatenate([j.spread for j in judgements]),
-        judged=np.concatenate([j.judged for j in judgements]),
-        outcome=outcome,
-        truth=np.array(truth),
-        success_probability=np.array(success),
-    )
 
 
 def write_config(folder: Path, settings: OneShotSettings, extra: dict[str, Any], *, resume: bool) -> None:
@@ -368,26 +458,10 @@ def write_config(folder: Path, settings: OneShotSettings, extra: dict[str, Any],
             raise CheckpointError(f"{folder} was begun with other {', '.join(changed)}; resume with the same settings")
         return
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"settings": asdict(settings), **extra}, indent=2) + "\n")
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); choose another output folder") from error
-
-
-def add_seconds(folder: Path, seconds: float) -> float:
-    """Add this session's wall-clock time to minutes.json; returns all sessions' seconds together."""
-    path = folder / "minutes.json"
-    total = seconds + (60 * json.loads(path.read_text())["minutes"] if path.exists() else 0.0)
-    path.write_text(json.dumps({"minutes": total / 60}) + "\n")
-    return total
-
-
-def write_metrics(folder: Path) -> None:
-    """Both arms' rollouts in one metrics.csv."""
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["arm", *Rollout.__dataclass_fields__], lineterminator="\n")
-        writer.writeheader()
-        for arm in ARMS:
-            writer.writerows({"arm": arm, **row} for row in read_rollouts(folder / arm / "rollouts.csv"))
 
 
 def _write_evaluation(path: Path, evaluation: Evaluation) -> None:

@@ -25,7 +25,9 @@ from grm.models.checkpoint import locate
 from grm.models.multiview import GRM, packaged_checkpoint
 from grm.train import adapt
 
+from .arms import GRM_SHAPED
 from .collecting import Rollout
+from .log import arm_folder
 from .one_shot import OneShotSettings, horizon_of, make_env, record_demonstration, run_arm, write_config
 
 DECISIONS_PER_FRAME = 2
@@ -85,14 +87,14 @@ def train_learner(
         _keep_last(folder)
         return on_rollout(rollout)
 
-    return run_arm(settings, "shaped", folder, on_rollout=keep)
+    return run_arm(settings, GRM_SHAPED, folder, on_rollout=keep)
 
 
 def _keep_last(folder: Path) -> None:
     """Copy the last failed and the last successful rollout to `recordings`, by number."""
     recordings = folder / "recordings"
     recordings.mkdir(exist_ok=True)
-    for path in (folder / "shaped").glob("last_*.npz"):
+    for path in arm_folder(folder, GRM_SHAPED.name).glob("last_*.npz"):
         with np.load(path, allow_pickle=False) as data:
             kept = recordings / f"{int(data['number']):04d}.npz"
         partial = kept.with_suffix(".partial")

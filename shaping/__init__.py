@@ -3,7 +3,15 @@
 For Stable-Baselines3, `from shaping.sb3 import VecPotentialShaping`.
 """
 
-from .potential import ModelPotential, Potential, StatePotential, ValueScale, frame_of, shaping_reward
+from .potential import (
+    ModelPotential,
+    Potential,
+    StatePotential,
+    ValueScale,
+    frame_of,
+    shaping_reward,
+    value_scale,
+)
 from .wrapper import PotentialShaping
 
 __all__ = [
@@ -14,4 +22,5 @@ __all__ = [
     "ValueScale",
     "frame_of",
     "shaping_reward",
+    "value_scale",
 ]

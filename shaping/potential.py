@@ -185,15 +185,21 @@ class ModelPotential[C](Potential[Any]):
         return Judgement(potential=pessimistic, spread=raw.spread, judged=raw.judged)
 
 
+def value_scale(potential: ArrayLike, *, gamma: float, horizon: float) -> np.ndarray:
+    """Gamma ** ((1 - Φ) * horizon), elementwise; NaN, an abstention, stays NaN. `ValueScale` says why."""
+    return np.asarray(gamma ** ((1 - np.asarray(potential)) * horizon))
+
+
 class ValueScale[O](Potential[O]):
     """Another potential on the scale of the learner's own values: Φ becomes gamma ** ((1 - Φ) * horizon).
 
     A process reward says how much is done, linearly in time. What a learner is paid with should be in the unit it
     learns: somebody who needs (1 - Φ) * horizon more decisions to a success that pays 1 is worth that power of gamma.
     On the demonstrated path the shaping reward then is about 0, off it about the advantage, negative. On the linear
-    scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon), and what is lost by a
-    mistake is drowned in it (`docs/derivations.md`, section 6). Any potential keeps the optimum where it is; this one
-    was learned from faster (`benchmarks/phi_entry.py`).
+    scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon): confusing to read, and no
+    hindrance: at weight 1 one learner was faster on the linear scale, whose differences are larger (`docs/log.md`, one
+    task, one seed). The value scale is what a shorter horizon than the potential's needs (`docs/derivations.md`,
+    sections 6 and 11).
 
     Abstentions stay; a spread is carried over to first order.
 
@@ -225,7 +231,7 @@ class ValueScale[O](Potential[O]):
         return self.potential.features(index)
 
     def _scaled(self, judgement: Judgement) -> Judgement:
-        value = self.gamma ** ((1 - judgement.potential) * self.horizon)
+        value = value_scale(judgement.potential, gamma=self.gamma, horizon=self.horizon)
         slope = -np.log(self.gamma) * self.horizon * value
         return Judgement(potential=value, spread=slope * judgement.spread, judged=judgement.judged)
 

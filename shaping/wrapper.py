@@ -21,9 +21,9 @@ class PotentialShaping[O, A](gym.Wrapper[O, A, O, A]):
     `gamma` is the learner's discount *per decision*; under action repeat that is per repeated action, not per
     simulator step.
 
-    It will not help where successes come early without it, nor where Φ is high and the learner fails; and a potential
-    that is linear in time wants `ValueScale`. A learner that can be guided (`policies.DemonstrationSAC`) is better
-    served with the answers alone: weight 0, and `phi` in the infos (`benchmarks/phi_entry.py`).
+    It will not help where successes come early without it, nor where Φ is high and the learner fails, nor where Φ is
+    noise to a learner that does not see what it is a function of. One that can be guided (`policies.DemonstrationSAC`)
+    wants the answers alone: weight 0, and `phi` in the infos (`docs/log.md`, "How should Φ enter the learner?").
 
     A transition whose potential the model abstained on, at either end, is not shaped and is counted. Termination needs
     no judgement: its potential is 0 by definition.

@@ -66,6 +66,13 @@ def test_a_changed_checkout_is_marked(folder):
     assert json.loads(write_result("x", {}, seeds=[]).read_text())["commit"].endswith("+")
 
 
+def test_a_result_written_again_in_one_run_is_of_one_checkout(folder):
+    first = json.loads(write_result("x", {"a": 1.0}, seeds=[0]).read_text())["commit"]
+    subprocess.run(["git", "add", "results"], cwd=folder.parent, check=True)
+    assert json.loads(write_result("x", {"a": 2.0}, seeds=[0, 1]).read_text())["commit"] == first
+    assert not first.endswith("+")
+
+
 def test_without_rows_there_is_no_table(folder):
     write_result("x", {"a": 1.0}, seeds=[0])
     assert [path.name for path in folder.iterdir()] == ["x.json"]

@@ -315,12 +315,21 @@ def summarise(rows: Sequence[Mapping[str, Any]], facts: Sequence[Mapping[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--solutions", type=int, default=3000, help="to be labelled, per seed")
+    parser.add_argument("--solutions", type=int, default=5000, help="to be labelled, per seed")
     parser.add_argument("--exam", type=int, default=600, help="solutions to measure on, per seed")
     parser.add_argument("--base-steps", type=int, default=1200)
     parser.add_argument("--fit-steps", type=int, default=2000, help="0: labels only, no judge is trained")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
+    about = {
+        "judge_misses": MISS,
+        "judge_false_alarms": FALSE_ALARM,
+        "rollouts": ROLLOUTS,
+        "policies": 1,
+        "solutions_per_seed": options.solutions,
+        "fit_steps": options.fit_steps,
+    }
+    name = "text_lessons_trained" if options.fit_steps else "text_lessons"
     rows: list[dict[str, object]] = []
     facts: list[dict[str, float]] = []
     with Progress() as progress:
@@ -333,20 +342,12 @@ def main() -> None:
             facts.append(known)
             told = "".join(f", {row['labels']} {row['f1']:.2f}" for row in found)
             progress.console.print(f"seed {seed}: F1 of labels by rollouts {known['location_f1_rollouts']:.2f}{told}")
+            # After every seed, so that an interruption leaves those that are done.
+            written = write_result(name, summarise(rows, facts), seeds=list(range(seed + 1)), rows=rows, **about)
         progress.advance(bar)
-    summary = summarise(rows, facts)
-    for name, value in summary.items():
-        print(name, value)
-    about = {
-        "judge_misses": MISS,
-        "judge_false_alarms": FALSE_ALARM,
-        "rollouts": ROLLOUTS,
-        "policies": 1,
-        "solutions_per_seed": options.solutions,
-        "fit_steps": options.fit_steps,
-    }
-    name = "text_lessons_trained" if options.fit_steps else "text_lessons"
-    print(write_result(name, summary, seeds=list(range(options.seeds)), rows=rows, **about))
+    for metric, value in summarise(rows, facts).items():
+        print(metric, value)
+    print(written)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from .demo import Demo
 from .doctor import Doctor
 from .evaluate import Evaluate
 from .inspect import Inspect
+from .rl import Rl
 from .serve import Serve
 from .session import Session
 from .terminal import complaints, console
@@ -35,6 +36,7 @@ __all__ = [
     "Doctor",
     "Evaluate",
     "Inspect",
+    "Rl",
     "Serve",
     "Session",
     "Text",
@@ -51,6 +53,7 @@ Command = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Text, tyro.conf.subcommand("text")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Rl, tyro.conf.subcommand("rl")]
     | Annotated[Session, tyro.conf.subcommand("session")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
 from ..data.episodes import Episode
-from ..data.replay import read_replay
-from ..models.checkpoint import locate
-from ..models.multiview import GRM, packaged_checkpoint
+from ..models.multiview import GRM
 from .adapt import before_after
 from .output import check_output, command_line, commit
+from .rl import add_seconds, minutes, outcome, train
 from .terminal import console, progress_bar
 
 if TYPE_CHECKING:
-    from policies.collecting import Rollout
+    from policies.grid import Cell
     from policies.one_shot import OneShotSettings
 
 
@@ -46,6 +44,8 @@ class Demo:
         from envs.cameras import Cameras
         from envs.metaworld import VIEWS, MetaWorldEnv, task_name
         from policies import one_shot
+        from policies.grid import Cell
+        from policies.page import STORY
 
         began = time.perf_counter()
         task = task_name(self.task)
@@ -55,11 +55,15 @@ class Demo:
             GRM.from_pretrained(self.model)  # the same for a checkpoint that is none
         check_output(folder, resume=self.resume)
         settings = one_shot.OneShotSettings(
-            task=task, seed=self.seed, rollouts=self.rollouts, evaluation_episodes=self.evaluation_episodes
+            task=task,
+            seed=self.seed,
+            rollouts=self.rollouts,
+            evaluation_episodes=self.evaluation_episodes,
+            model=self.model,
         )
-        about = {"command": command_line(self), "commit": commit(), "model": self.model or "packaged"}
+        about = {"command": command_line(self), "commit": commit()}
         one_shot.write_config(folder, settings, about, resume=self.resume)
-        hint = f"go on with [bold]{escape(command_line(replace(self, out=folder, resume=True)))}[/bold]"
+        cells = [Cell(settings=settings, arm=arm, folder=folder) for arm in STORY]
         try:
             demonstration = one_shot.record_demonstration(settings, folder / "demonstration")
             console.print(
@@ -67,73 +71,52 @@ class Demo:
                 f"{len(demonstration)} frames, {len(demonstration.views)} views"
             )
             self._adapt(settings, demonstration, folder)
-            self._train(settings, folder)
+            add_seconds(folder, time.perf_counter() - began)
+            train(cells, jobs=2)
         except KeyboardInterrupt:
-            seconds = one_shot.add_seconds(folder, time.perf_counter() - began)
             if (folder / "grm" / "config.json").exists():
-                self._report(settings, folder, seconds)
-            console.print(f"interrupted; what is finished is in {escape(str(folder))}: {hint}", soft_wrap=True)
+                self._report(cells)
+            again = command_line(replace(self, out=folder, resume=True))
+            console.print(
+                f"interrupted; what is finished is in {escape(str(folder))}: go on with [bold]{escape(again)}[/bold]",
+                soft_wrap=True,
+            )
             sys.exit(130)
-        self._report(settings, folder, one_shot.add_seconds(folder, time.perf_counter() - began))
+        self._report(cells)
 
     def _adapt(self, settings: "OneShotSettings", demonstration: Episode, folder: Path) -> None:
         from envs.experts import record
         from envs.metaworld import VIEWS
         from policies import one_shot
+        from policies.arms import GRM_SHAPED
 
-        from ..train import Trainer, adapt
+        from ..train import Trainer
 
-        if (folder / "grm" / "config.json").exists():
+        if not one_shot.missing(GRM_SHAPED, folder):
             return
-        old = GRM.from_pretrained(self.model)
-        replay = list(read_replay(locate(self.model, packaged_checkpoint())))
         with progress_bar() as progress:
             bar = progress.add_task("adapting the GRM", total=settings.adaptation_steps)
 
             def after_step(trainer: Trainer) -> None:
                 progress.update(bar, completed=trainer.step)
 
-            new = adapt(
-                old,
-                demonstration,
-                replay,
-                steps=settings.adaptation_steps,
-                seed=settings.seed,
-                after_step=after_step,
-            )
+            one_shot.prepare(settings, GRM_SHAPED, folder, after_step=after_step)
+        old, new = GRM.from_pretrained(self.model), GRM.from_pretrained(folder / "grm")
         env = one_shot.make_env(settings.task, one_shot.horizon_of(demonstration), views=VIEWS)
         behaviours = ("expert", "expert", "near-miss", "wander", "undo", "noisy")
         others = [record(env, b, seed=20_000 + k, label_every=4) for k, b in enumerate(behaviours)]
         env.close()
         table = before_after(old, new, demonstration, others, {settings.task: demonstration.frames[-1]})
         console.print(table)
-        new.save_pretrained(folder / "grm", {"command": command_line(self), "commit": commit(), "seed": settings.seed})
 
-    def _train(self, settings: "OneShotSettings", folder: Path) -> None:
-        from policies import one_shot
+    def _report(self, cells: "list[Cell]") -> None:
+        from policies.grid import write_metrics
+        from policies.page import write_run_page
 
-        recent: dict[str, list[bool]] = {arm: [] for arm in one_shot.ARMS}
-        with progress_bar() as progress:
-            bars = {arm: progress.add_task(f"{arm:6} arm", total=settings.rollouts) for arm in one_shot.ARMS}
-
-            def on_rollout(arm: str, rollout: "Rollout") -> None:
-                recent[arm].append(rollout.success)
-                last = recent[arm][-20:]
-                progress.update(
-                    bars[arm],  # pyright: ignore[reportArgumentType]
-                    completed=rollout.number,
-                    description=f"{arm:6} arm, {sum(last)}/{len(last)} of the last rollouts succeed",
-                )
-
-            one_shot.run_arms(settings, folder, on_rollout=on_rollout)
-
-    def _report(self, settings: "OneShotSettings", folder: Path, seconds: float) -> None:
-        from policies import one_shot, page
-
-        one_shot.write_metrics(folder)
-        path = page.write_run_page(settings, folder, seconds)
-        table = Table("policy", f"success on {settings.evaluation_episodes} fresh instances", title=settings.task)
-        for name, value in page.success_rates(folder).items():
-            table.add_row(name, "not finished" if value is None else f"{value:.2f}")
-        console.print(table)
-        console.print(f"{seconds / 60:.1f} minutes; open [bold]{escape(str(path))}[/bold] in a browser", soft_wrap=True)
+        write_metrics(cells, cells[0].folder / "metrics.csv")
+        settings, folder = cells[0].settings, cells[0].folder
+        path = write_run_page(settings, folder, minutes(folder) * 60)
+        console.print(outcome(cells))
+        console.print(
+            f"{minutes(folder):.1f} minutes; open [bold]{escape(str(path))}[/bold] in a browser", soft_wrap=True
+        )

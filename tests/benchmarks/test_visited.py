@@ -3,13 +3,15 @@ import sys
 import pytest
 
 from benchmarks import visited
+from policies.log import arm_folder
 from policies.one_shot import OneShotSettings
 
 
 def test_success_is_reported_by_block(tmp_path):
-    (tmp_path / "shaped").mkdir()
+    own = arm_folder(tmp_path, "grm")
+    own.mkdir(parents=True)
     rows = [f"{number},{number > 20}" for number in range(1, 31)]
-    (tmp_path / "shaped" / "rollouts.csv").write_text("\n".join(["number,success", *rows]) + "\n")
+    (own / "rollouts.csv").write_text("\n".join(["number,success", *rows]) + "\n")
     assert visited.success_blocks(tmp_path) == [0.2, 1.0]
     assert visited.success_blocks(tmp_path / "nothing") == []
 

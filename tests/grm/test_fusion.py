@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from grm.errors import TraceError
-from grm.fusion import ConsistentFusion, Fuser, MeanFusion, is_cyclic
+from grm.fusion import ConsistentFusion, Fuser, MeanFusion, OnePerspective, is_cyclic
 
 NAN = np.nan
 FUSERS: list[Fuser] = [MeanFusion(), ConsistentFusion(), ConsistentFusion(floor=1e-9)]
@@ -209,3 +209,26 @@ def test_consistent_parameters(wrong):
 def test_fusers_are_values():
     assert ConsistentFusion() == ConsistentFusion(alpha=20.0, floor=0.5)
     assert pickle.loads(pickle.dumps(ConsistentFusion(floor=0.1))) == ConsistentFusion(floor=0.1)
+
+
+def test_one_perspective_alone():
+    members = np.array([0.5, 0.3, 0.7])[:, None]  # the hop, and what two members of the ensemble say
+    others = np.full((3, 1), 0.9)
+    fuse_one = {
+        "incremental": OnePerspective("incremental")(np.array([0.2]), members, others, others - 1, others),
+        "forward": OnePerspective("forward")(np.array([0.2]), others, members, others - 1, others),
+        "backward": OnePerspective("backward")(np.array([0.2]), others, others, members - 1, others),
+    }
+    assert {name: found[0][0] for name, found in fuse_one.items()} == pytest.approx(
+        {"incremental": 0.2 + 0.8 * 0.5, "forward": 0.5, "backward": 0.5}
+    )
+    spread = np.std([0.5, 0.3, 0.7])
+    assert fuse_one["forward"][1] == pytest.approx([spread])
+    assert fuse_one["incremental"][1] == pytest.approx([0.8 * spread])
+
+
+def test_one_perspective_that_was_not_answered_abstains():
+    good, nothing = np.zeros((2, 1)), np.full((2, 1), NAN)
+    potential, spread = OnePerspective("backward")(np.zeros(1), good, good, nothing, good)
+    assert np.isnan(potential).all()
+    assert np.isnan(spread).all()

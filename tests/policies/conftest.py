@@ -9,14 +9,14 @@ from policies.one_shot import OneShotSettings, record_demonstration, write_confi
 
 from ..tiny import tiny_grm
 
-SETTINGS = OneShotSettings(task="reach-v3", rollouts=3, evaluation_episodes=2, checkpoint_every=2)
+SETTINGS = OneShotSettings(guidance=0.0, task="reach-v3", rollouts=3, evaluation_episodes=2)
 
 
 @pytest.fixture(scope="session")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read-only: config.json, the demonstration and a GRM of random weights."""
     folder = tmp_path_factory.mktemp("begun")
-    write_config(folder, SETTINGS, {"command": "grm demo --task reach", "commit": "0", "model": "tiny"}, resume=False)
+    write_config(folder, SETTINGS, {"command": "grm demo --task reach", "commit": "0"}, resume=False)
     record_demonstration(SETTINGS, folder / "demonstration")
     tiny_grm().save_pretrained(folder / "grm")
     return folder

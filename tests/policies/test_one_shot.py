@@ -1,37 +1,36 @@
-import csv
 import dataclasses
 import json
 import shutil
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
-from envs.metaworld import MetaWorldEnv
-from grm.data.lerobot import read_episodes
-from grm.errors import CheckpointError, GrmError, OutputError
+from grm.data.lerobot import EpisodeWriter, read_episodes
+from grm.errors import CheckpointError, OutputError, TraceError
+from grm.fusion import MeanFusion, OnePerspective
 from grm.models.multiview import GRM
 from policies import one_shot
-from policies.collecting import Rollout
+from policies.arms import ARMS, CLASSIFIER, CLONED, DENSE, GRM_ONLY, GRM_SHAPED, SPARSE, arm_named
+from policies.log import CLOCK, COLUMNS, arm_folder, read_curve, read_rollouts
 from policies.one_shot import (
-    ARMS,
     ActionLog,
-    add_seconds,
-    expert_clip,
     horizon_of,
     make_env,
+    make_learner,
     make_learner_env,
-    play_back,
-    potential_of,
-    read_curve,
+    missing,
+    onlooker_of,
+    prepare,
     read_evaluation,
-    read_rollouts,
     record_demonstration,
     run_arm,
-    run_arms,
+    seen_by,
     transitions,
     write_config,
-    write_metrics,
 )
+from policies.onlookers import ModelOnlooker, Onlooker, Opinion, look_at
+from policies.stopwatch import Stopwatch
 
 from .conftest import SETTINGS
 
@@ -49,13 +48,13 @@ def model(begun):
 
 def what_happened(path):
     """Everything of a rollouts.csv but the clock."""
-    return [{key: value for key, value in row.items() if key != "elapsed_s"} for row in read_rollouts(path)]
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in read_rollouts(path)]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(begun, tmp_path_factory):
     folder = shutil.copytree(begun, tmp_path_factory.mktemp("runs") / "uninterrupted")
-    assert run_arm(SETTINGS, "shaped", folder)
+    assert run_arm(SETTINGS, GRM_SHAPED, folder)
     return folder
 
 
@@ -79,47 +78,6 @@ def test_horizon_is_twice_the_demonstration_and_at_least_fifty(demonstration):
     assert [horizon_of(of_length(length)) for length in (2, 25, 26, 100)] == [50, 50, 52, 200]
 
 
-def test_sparse_transitions_are_paid_by_the_task_alone(demonstration):
-    shown = transitions(demonstration, SETTINGS, None)
-    assert len(shown) == len(demonstration) - 1
-    np.testing.assert_array_equal(shown.rewards, demonstration.rewards[:-1])
-    assert shown.rewards.sum() == 1.0
-    assert shown.terminated.tolist() == [False] * (len(shown) - 1) + [True]
-    np.testing.assert_array_equal(shown.observations[1:], shown.next_observations[:-1])
-
-
-@pytest.mark.parametrize(("weight", "pessimism"), [(1.0, 1.0), (2.5, 0.0)])
-def test_shaped_transitions_telescope(demonstration, model, weight, pessimism):
-    settings = dataclasses.replace(SETTINGS, shaping_weight=weight, pessimism=pessimism, gamma=0.9)
-    shaped, sparse = transitions(demonstration, settings, model), transitions(demonstration, settings, None)
-    judgement = model.judge(demonstration.as_goal(), demonstration.frames)
-    phi = np.maximum(0, judgement.potential - pessimism * judgement.spread)
-    assert np.ptp(phi) > 0, "else there is nothing to add up"
-    discount = 0.9 ** np.arange(len(shaped))
-    difference = (discount * (shaped.rewards - sparse.rewards)).sum()
-    assert difference == pytest.approx(0.9 ** len(shaped) * 0.0 - weight * phi[0], abs=1e-5)
-    # And not only in the sum: a step in the middle, then the last, whose next potential is zero.
-    assert shaped.rewards[3] - sparse.rewards[3] == pytest.approx(weight * (0.9 * phi[4] - phi[3]), abs=1e-5)
-    assert shaped.rewards[-1] == pytest.approx(1.0 - weight * phi[-2], abs=1e-5)
-
-
-def test_an_abstention_shapes_nothing_of_the_demonstration(demonstration, model, monkeypatch):
-    potential = potential_of(model, demonstration, SETTINGS.pessimism)
-    honest = transitions(demonstration, SETTINGS, model)
-
-    def silent_at_five(indices, observations, *, count=[0]):  # noqa: B006 (a counter)
-        count[0] += 1
-        judgement = type(potential).advance(potential, indices, observations)
-        nan = np.full(1, np.nan)
-        return judgement if count[0] != 5 else type(judgement)(potential=nan, spread=nan, judged=np.zeros(1, bool))
-
-    potential.advance = silent_at_five
-    monkeypatch.setattr(one_shot, "potential_of", lambda *arguments: potential)
-    shown = transitions(demonstration, SETTINGS, model)
-    np.testing.assert_array_equal(shown.rewards[4:6], demonstration.rewards[4:6])
-    np.testing.assert_array_equal(np.delete(shown.rewards, [4, 5]), np.delete(honest.rewards, [4, 5]))
-
-
 def test_action_log_remembers_the_last_finished_episode():
     log = ActionLog(make_env("reach", 3))
     log.reset(seed=7)
@@ -131,104 +89,11 @@ def test_action_log_remembers_the_last_finished_episode():
     seed, actions = log.finished
     assert seed == 7
     np.testing.assert_allclose(actions, 0.1 * np.arange(3)[:, None] * np.ones(4))
+    assert (log.true_success, log.abstained) == (False, 0)
     log.reset(seed=8)
     log.step(action)
     assert log.finished[0] == 7, "an unfinished episode changes nothing"
     log.close()
-
-
-def test_learner_environments_differ_in_the_reward_only(demonstration, model):
-    observations, rewards = [], []
-    for judge in (None, model):
-        venv, log = make_learner_env(SETTINGS, demonstration, judge)
-        venv.seed(3)
-        first = venv.reset()
-        second, reward, _, [info] = venv.step(np.full((1, 4), 0.5, np.float32))
-        observations.append(np.concatenate([first, second]))
-        rewards.append((float(reward[0]), info.get("task_reward", float(reward[0]))))
-        assert log.unwrapped.horizon == horizon_of(demonstration)
-        venv.close()
-    np.testing.assert_array_equal(observations[0], observations[1])
-    assert rewards[0] == (0.0, 0.0)
-    assert rewards[1][1] == 0.0
-    assert rewards[1][0] != 0.0
-
-
-def test_an_arm_writes_everything(uninterrupted):
-    own = uninterrupted / "shaped"
-    rows = what_happened(own / "rollouts.csv")
-    assert [row["number"] for row in rows] == ["1", "2", "3"]
-    assert list(rows[0]) == [name for name in Rollout.__dataclass_fields__ if name != "elapsed_s"]
-    assert all(0 < float(row["mean_phi"]) <= 1 for row in rows)
-    for name in ("before", "evaluation"):
-        content = json.loads((own / f"{name}.json").read_text())
-        assert len(content["success"]) == len(content["length"]) == 2
-        assert read_evaluation(uninterrupted, "shaped", name) == np.mean(content["success"])
-    assert (own / "policy" / "config.json").exists()
-    assert list(own.glob("*partial*")) == []
-    curve = read_curve(uninterrupted, "shaped")
-    assert curve.rollout.tolist() == [1, 2, 3]
-    assert curve.success.tolist() == [float(row["success"] == "True") for row in rows]
-
-
-def test_a_finished_arm_is_not_run_again(uninterrupted):
-    before = (uninterrupted / "shaped" / "rollouts.csv").read_bytes()
-    assert run_arm(SETTINGS, "shaped", uninterrupted, on_rollout=lambda rollout: pytest.fail("it ran"))
-    assert (uninterrupted / "shaped" / "rollouts.csv").read_bytes() == before
-
-
-def test_an_arm_that_stopped_goes_on_as_if_it_had_not(begun_copy, uninterrupted):
-    assert not run_arm(SETTINGS, "shaped", begun_copy, on_rollout=lambda rollout: False)
-    assert len(what_happened(begun_copy / "shaped" / "rollouts.csv")) == 1
-    assert read_evaluation(begun_copy, "shaped", "evaluation") is None
-
-    class Killed(BaseException):
-        pass
-
-    def die(rollout):  # after rollout 3 was written, before a checkpoint tells of it
-        if rollout.number == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run_arm(SETTINGS, "shaped", begun_copy, on_rollout=die)
-    assert len(what_happened(begun_copy / "shaped" / "rollouts.csv")) == 3
-    seen = []
-    assert run_arm(SETTINGS, "shaped", begun_copy, on_rollout=lambda rollout: seen.append(rollout.number))
-    assert seen == [3], "the rollout that no checkpoint knew of is run again, the others are not"
-    expected = what_happened(uninterrupted / "shaped" / "rollouts.csv")
-    assert what_happened(begun_copy / "shaped" / "rollouts.csv") == expected
-    for name in ("before.json", "evaluation.json"):
-        assert (begun_copy / "shaped" / name).read_text() == (uninterrupted / "shaped" / name).read_text()
-
-
-def test_recordings_play_back_exactly(uninterrupted, demonstration, model, monkeypatch):
-    monkeypatch.setattr(MetaWorldEnv, "true_progress", lambda env: float(env.succeeded))  # the prover is slow
-    own = uninterrupted / "shaped"
-    rows = {int(row["number"]): row for row in read_rollouts(own / "rollouts.csv")}
-    recordings = sorted(own.glob("last_*.npz"))
-    assert recordings
-    for recording in recordings:
-        clip = play_back(model, demonstration, SETTINGS.task, recording, "A rollout", size=16)
-        with np.load(recording) as data:
-            number, length = int(data["number"]), len(data["actions"])
-        assert clip.title == f"A rollout (number {number})"
-        assert clip.outcome == (recording.stem == "last_success")
-        assert str(clip.outcome) == rows[number]["success"]
-        assert len(clip.potential) == length + 1 == int(rows[number]["length"]) + 1
-        assert (clip.truth[-1] == 1.0) == clip.outcome
-        assert {images.shape for images in clip.views.values()} == {(length + 1, 16, 16, 3)}
-        # What the GRM said while learning is what it says now: the same frames, to the bit.
-        phi = np.maximum(0, clip.potential - SETTINGS.pessimism * clip.spread)
-        assert phi[1:].mean() == pytest.approx(float(rows[number]["mean_phi"]), abs=1e-5)
-
-
-def test_the_expert_on_another_instance(demonstration, model):
-    clip = expert_clip(model, demonstration, SETTINGS.task, seed=30_000, size=16)
-    assert clip.outcome
-    assert clip.truth[0] == 0.0
-    assert clip.truth[-1] == 1.0
-    assert clip.rate_hz == 40.0
-    assert clip.judged.all()
 
 
 def test_write_config_refuses_other_settings(tmp_path):
@@ -253,37 +118,345 @@ def test_write_config_says_what_it_cannot_write(tmp_path):
         write_config(tmp_path / "file", SETTINGS, {}, resume=False)
 
 
-def test_minutes_add_up_over_sessions(tmp_path):
-    assert add_seconds(tmp_path, 90.0) == 90.0
-    assert add_seconds(tmp_path, 30.0) == pytest.approx(120.0)
-    assert json.loads((tmp_path / "minutes.json").read_text())["minutes"] == pytest.approx(2.0)
+# --- what a learner is paid -------------------------------------------------------------------------------------------
 
 
-def test_metrics_hold_both_arms(tmp_path):
-    header = ",".join(Rollout.__dataclass_fields__)
-    write_metrics(tmp_path)
-    assert (tmp_path / "metrics.csv").read_text() == f"arm,{header}\n", "no arm has begun"
-    (tmp_path / "shaped").mkdir()
-    (tmp_path / "shaped" / "rollouts.csv").write_text(f"{header}\n1,True,9,1.0,1.0,0.5,2.0\n2,False,9,0.0,0.0,,3.0\n")
-    write_metrics(tmp_path)
-    with (tmp_path / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["arm"], row["number"], row["success"], row["mean_phi"]) for row in rows] == [
-        ("shaped", "1", "True", "0.5"),
-        ("shaped", "2", "False", ""),
-    ]
-    assert read_curve(tmp_path, "sparse") is None
-    assert read_curve(tmp_path, "shaped").success.tolist() == [1.0, 0.0]
+def test_sparse_transitions_are_paid_by_the_task_alone(demonstration):
+    shown = transitions(SPARSE, SETTINGS, demonstration, None)
+    assert len(shown) == len(demonstration) - 1
+    np.testing.assert_array_equal(shown.rewards, demonstration.rewards[:-1])
+    assert shown.rewards.sum() == 1.0
+    assert shown.terminated.tolist() == [False] * (len(shown) - 1) + [True]
+    np.testing.assert_array_equal(shown.observations[1:], shown.next_observations[:-1])
 
 
-@pytest.mark.slow
-def test_both_arms_at_once_and_an_arm_that_fails(begun_copy, uninterrupted):
+@pytest.mark.parametrize(("weight", "pessimism"), [(1.0, 1.0), (2.5, 0.0)])
+def test_shaped_transitions_telescope(begun, demonstration, model, weight, pessimism):
+    settings = dataclasses.replace(SETTINGS, shaping_weight=weight, pessimism=pessimism, gamma=0.9)
+    onlooker = onlooker_of(GRM_SHAPED, settings, demonstration, begun)
+    shaped = transitions(GRM_SHAPED, settings, demonstration, onlooker)
+    sparse = transitions(SPARSE, settings, demonstration, None)
+    judgement = model.judge(demonstration.as_goal(), demonstration.frames)
+    phi = np.maximum(0, judgement.potential - pessimism * judgement.spread)
+    assert np.ptp(phi) > 0, "else there is nothing to add up"
+    discount = 0.9 ** np.arange(len(shaped))
+    difference = (discount * (shaped.rewards - sparse.rewards)).sum()
+    assert difference == pytest.approx(0.9 ** len(shaped) * 0.0 - weight * phi[0], abs=1e-5)
+    # And not only in the sum: a step in the middle, then the last, whose next potential is zero.
+    assert shaped.rewards[3] - sparse.rewards[3] == pytest.approx(weight * (0.9 * phi[4] - phi[3]), abs=1e-5)
+    assert shaped.rewards[-1] == pytest.approx(1.0 - weight * phi[-2], abs=1e-5)
+
+
+class Saying(Onlooker):
+    """Opinions of the frames one after another, the last one for all that come later."""
+
+    def __init__(self, *opinions: Opinion) -> None:
+        self.opinions = opinions
+        self.at = 0
+
+    def begin(self, observation, env):
+        self.at = 0
+        return self.opinions[0]
+
+    def follow(self, observation, info, env):
+        self.at += 1
+        return self.opinions[min(self.at, len(self.opinions) - 1)]
+
+
+def test_on_the_value_scale_the_demonstrated_path_is_paid_about_nothing(demonstration):
+    settings = dataclasses.replace(SETTINGS, shaping_weight=1.0, scale="value", gamma=0.98)
+    opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
+    shown = transitions(GRM_SHAPED, settings, demonstration, Saying(*opinions))
+    linear = transitions(GRM_SHAPED, dataclasses.replace(settings, scale="linear"), demonstration, Saying(*opinions))
+    assert np.abs(shown.rewards[:-1]).max() < 0.001 < np.abs(linear.rewards[:-1]).max()
+    venv, _ = make_learner_env(GRM_SHAPED, settings, demonstration, Saying(*opinions[:2]), Stopwatch())
+    venv.seed(3)
+    venv.reset()
+    _, [reward], _, [info] = venv.step(np.zeros((1, 4), np.float32))
+    assert reward == pytest.approx(shown.rewards[0], abs=1e-6)
+    assert info["phi"] == pytest.approx(0.98 ** ((1 - opinions[1].phi) * len(demonstration)))
+    venv.close()
+
+
+def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
+    settings = dataclasses.replace(SETTINGS, guidance=1.0, gamma=0.98)
+    opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
+    for arm, guided in ((SPARSE, False), (GRM_SHAPED, True), (arm_named("self_guided"), True)):
+        onlooker = Saying(*opinions) if arm == GRM_SHAPED else None
+        venv, _ = make_learner_env(arm, settings, demonstration, onlooker, Stopwatch())
+        learner = make_learner(arm, settings, demonstration, onlooker, venv)
+        assert (learner.guide is not None) == guided, arm.name
+        venv.seed(3)
+        venv.reset()
+        _, [reward], _, [info] = venv.step(np.zeros((1, 4), np.float32))
+        assert reward == 0.0
+        assert info.get("phi") == (opinions[1].phi if arm == GRM_SHAPED else None)
+        venv.close()
+
+
+def test_an_abstention_shapes_nothing_of_the_demonstration(demonstration):
+    phi = np.linspace(0.1, 0.9, len(demonstration))
+    opinions = [Opinion(phi=float(value)) for value in phi]
+    honest = transitions(GRM_SHAPED, SETTINGS, demonstration, Saying(*opinions))
+    opinions[5] = Opinion()
+    shown = transitions(GRM_SHAPED, SETTINGS, demonstration, Saying(*opinions))
+    np.testing.assert_array_equal(shown.rewards[4:6], demonstration.rewards[4:6])
+    np.testing.assert_array_equal(np.delete(shown.rewards, [4, 5]), np.delete(honest.rewards, [4, 5]))
+
+
+def test_the_demonstration_ends_in_a_paid_success_in_every_arm(begun, demonstration):
+    for arm in (SPARSE, DENSE, GRM_ONLY):
+        shown = transitions(arm, SETTINGS, demonstration, onlooker_of(arm, SETTINGS, demonstration, begun))
+        assert shown.terminated[-1]
+        assert shown.rewards[-1] > 0.5, arm.name
+
+
+def few_steps(arm, folder, demonstration):
+    """Four observations, three rewards, the last info; the first state's Φ is 0 by definition, so one step is few."""
+    venv, log = make_learner_env(
+        arm, SETTINGS, demonstration, onlooker_of(arm, SETTINGS, demonstration, folder), Stopwatch()
+    )
+    venv.seed(3)
+    observations, rewards, info = [venv.reset()], [], {}
+    for _ in range(3):
+        observation, [reward], _, [info] = venv.step(np.full((1, 4), 0.5, np.float32))
+        observations.append(observation)
+        rewards.append(float(reward))
+    assert log.unwrapped.horizon == horizon_of(demonstration)
+    venv.close()
+    return np.concatenate(observations), rewards, info
+
+
+def test_learner_environments_differ_in_the_reward_only(begun, demonstration):
+    names = ("sparse", "dense", "grm", "grm_only", "classifier", "grm_difference", "grm_added")
+    seen = {name: few_steps(arm_named(name), begun, demonstration) for name in names}
+    for name, (observations, _, info) in seen.items():
+        np.testing.assert_array_equal(observations, seen["sparse"][0], err_msg=name)
+        assert info.get("task_reward", 0.0) == 0.0
+    rewards = {name: tuple(reward) for name, (_, reward, _) in seen.items()}
+    assert rewards["sparse"] == (0.0, 0.0, 0.0)
+    assert rewards["grm"] == rewards["grm_only"]
+    assert len({rewards[name] for name in ("sparse", "dense", "grm", "grm_difference", "grm_added")}) == 5
+    assert "phi" not in seen["classifier"][2], "a classifier knows nothing of progress"
+
+
+def test_perspectives_and_views_are_what_the_arm_says(begun_copy, demonstration):
+    shutil.copytree(begun_copy / "grm", begun_copy / "grm-corner")
+
+    def asked(name):
+        onlooker = onlooker_of(arm_named(name), SETTINGS, demonstration, begun_copy)
+        assert isinstance(onlooker, ModelOnlooker)
+        return onlooker
+
+    for perspective in ("incremental", "forward", "backward"):
+        assert asked(f"grm_{perspective}").model.fuser == OnePerspective(perspective)
+    assert asked("grm").model.fuser == MeanFusion()
+    assert asked("grm").views == ()
+    assert asked("grm_single_view").views == ("corner",)
+    assert list(seen_by(arm_named("grm_single_view"), demonstration).views) == ["corner"]
+    blind = dataclasses.replace(demonstration, views={"top": demonstration.views["corner"]})
+    with pytest.raises(TraceError, match="has no view 'corner', which the arm 'grm_single_view' looks through"):
+        seen_by(arm_named("grm_single_view"), blind)
+
+
+def test_a_policy_that_sees_what_a_robot_sees(begun, demonstration, model):
+    arm = arm_named("grm_features")
+    onlooker = onlooker_of(arm, SETTINGS, demonstration, begun)
+    shown = transitions(arm, SETTINGS, demonstration, onlooker)
+    observations, _, _ = few_steps(arm, begun, demonstration)
+    size = 7 + model.network.frame_features
+    assert shown.observations.shape == (len(demonstration) - 1, size)
+    assert observations.shape == (4, size)
+    opinions = look_at(ModelOnlooker(model, demonstration.as_goal()), demonstration)
+    # Played back with actions in single precision, which moves a picture by a shade here and there.
+    np.testing.assert_allclose(shown.observations[4, 7:], opinions[4].features, atol=0.02)
+    onlooker = onlooker_of(GRM_SHAPED, SETTINGS, demonstration, begun)
+    by_state = transitions(GRM_SHAPED, SETTINGS, demonstration, onlooker)
+    np.testing.assert_allclose(shown.rewards, by_state.rewards, atol=2e-3)
+
+
+# --- what an arm does -------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_writes_everything(uninterrupted):
+    own = arm_folder(uninterrupted, "grm")
+    rows = what_happened(own / "rollouts.csv")
+    assert [row["number"] for row in rows] == ["1", "2", "3"]
+    assert list(rows[0]) == [name for name in COLUMNS if name not in CLOCK]
+    assert all(0 < float(row["mean_phi"]) <= 1 for row in rows)
+    assert all(row["success"] == row["true_success"] and row["abstained"] == "0" for row in rows)
+    spent = next(read_rollouts(own / "rollouts.csv"))
+    assert all(float(spent[f"{part}_s"]) > 0 for part in ("simulate", "render", "judge", "learn"))
+    content = json.loads((own / "evaluation.json").read_text())
+    assert len(content["success"]) == len(content["length"]) == 2
+    assert read_evaluation(uninterrupted, "grm") == np.mean(content["success"])
+    assert (own / "policy" / "config.json").exists()
+    assert list(own.glob("*partial*")) == []
+    curve = read_curve(uninterrupted, "grm")
+    assert curve.rollout.tolist() == [1, 2, 3]
+    assert curve.success.tolist() == [float(row["success"] == "True") for row in rows]
+
+
+def test_a_finished_arm_is_not_run_again(uninterrupted):
+    before = (arm_folder(uninterrupted, "grm") / "rollouts.csv").read_bytes()
+    assert run_arm(SETTINGS, GRM_SHAPED, uninterrupted, on_rollout=lambda rollout: pytest.fail("it ran"))
+    assert (arm_folder(uninterrupted, "grm") / "rollouts.csv").read_bytes() == before
+
+
+def test_the_cloned_policy_is_evaluated_and_nothing_else(begun_copy):
+    assert run_arm(SETTINGS, CLONED, begun_copy, on_rollout=lambda rollout: pytest.fail("it learned"))
+    assert [path.name for path in arm_folder(begun_copy, "cloned").iterdir()] == ["evaluation.json"]
+    assert read_evaluation(begun_copy, "cloned") is not None
+
+
+def test_an_arm_that_stopped_goes_on_as_if_it_had_not(begun_copy, uninterrupted):
+    own, whole = arm_folder(begun_copy, "grm"), arm_folder(uninterrupted, "grm")
+    assert not run_arm(SETTINGS, GRM_SHAPED, begun_copy, on_rollout=lambda rollout: False)
+    assert len(what_happened(own / "rollouts.csv")) == 1
+    assert read_evaluation(begun_copy, "grm") is None
+    shutil.copytree(own / "policy", begun_copy / "saved")
+
+    class Killed(BaseException):
+        pass
+
+    def die(rollout):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_arm(SETTINGS, GRM_SHAPED, begun_copy, on_rollout=die)
+    assert len(what_happened(own / "rollouts.csv")) == 2
+    shutil.rmtree(own / "policy")
+    (begun_copy / "saved").rename(own / "policy")  # killed after rollout 2 was written, before a checkpoint told of it
     seen = []
-    run_arms(SETTINGS, begun_copy, on_rollout=lambda arm, rollout: seen.append((arm, rollout.number)))
-    assert sorted(seen) == sorted((arm, number) for arm in ARMS for number in (1, 2, 3))
-    rows = [what_happened(folder / "shaped" / "rollouts.csv") for folder in (begun_copy, uninterrupted)]
-    assert rows[0] == rows[1], "a process of its own changes nothing"
-    (begun_copy / "shaped" / "evaluation.json").unlink()
-    (begun_copy / "grm" / "model.safetensors").unlink()
-    with pytest.raises(GrmError, match=r"the shaped arm did not finish: .* holds no model\.safetensors"):
-        run_arms(SETTINGS, begun_copy, on_rollout=lambda arm, rollout: None)
+    assert run_arm(SETTINGS, GRM_SHAPED, begun_copy, on_rollout=lambda rollout: seen.append(rollout.number))
+    assert seen == [2, 3], "the rollout that no checkpoint knew of is run again, the others are not"
+    assert what_happened(own / "rollouts.csv") == what_happened(whole / "rollouts.csv")
+    assert (own / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
+
+
+def test_what_is_prepared_is_not_prepared_again(begun_copy, monkeypatch):
+    assert missing(GRM_SHAPED, begun_copy) == set()
+    assert missing(arm_named("grm_single_view"), begun_copy) == {"grm-corner"}
+    assert missing(SPARSE, begun_copy / "nowhere") == {"demonstration"}
+    monkeypatch.setattr(one_shot, "adapt", lambda *given, **named: pytest.fail("it adapted"))
+    prepare(SETTINGS, GRM_SHAPED, begun_copy)
+
+
+def test_a_grm_is_adapted_to_what_the_arm_may_see(begun_copy):
+    settings = dataclasses.replace(SETTINGS, model=str(begun_copy / "grm"), adaptation_steps=1)
+    prepare(settings, arm_named("grm_single_view"), begun_copy)
+    card = json.loads((begun_copy / "grm-corner" / "config.json").read_text())["card"]
+    assert card["views"] == ["corner"]
+    GRM.from_pretrained(begun_copy / "grm-corner")
+
+
+def test_every_arm_of_the_benchmark_has_an_onlooker_or_needs_none(begun, demonstration, tmp_path):
+    folder = shutil.copytree(begun, tmp_path / "run")
+    shutil.copytree(folder / "grm", folder / "grm-corner")
+    settings = dataclasses.replace(SETTINGS, model=str(folder / "grm"))
+    for arm in ARMS:
+        onlooker = onlooker_of(arm, settings, demonstration, folder)
+        assert (onlooker is None) == (not arm.judged and arm.potential == "none"), arm.name
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("guidance", "alone"), [(0.0, "sparse"), (1.0, "self_guided")])
+def test_a_potential_that_abstains_everywhere_is_an_arm_without_one_and_says_so(
+    begun_copy, monkeypatch, guidance, alone
+):
+    settings = dataclasses.replace(SETTINGS, guidance=guidance)
+    assert run_arm(settings, arm_named(alone), begun_copy)
+    monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Saying(Opinion()))
+    assert run_arm(settings, GRM_SHAPED, begun_copy)
+    without, silent = (what_happened(arm_folder(begun_copy, name) / "rollouts.csv") for name in (alone, "grm"))
+    assert [row["abstained"] for row in silent] == [row["length"] for row in silent]
+    for row in (*without, *silent):
+        del row["abstained"]
+    assert silent == without, "nothing was paid for what nobody knew"
+
+
+def test_a_guided_arm_that_was_killed_goes_on_as_if_it_had_not(begun, tmp_path):
+    settings = dataclasses.replace(SETTINGS, guidance=1.0)
+    whole, killed = (shutil.copytree(begun, tmp_path / name) for name in ("whole", "killed"))
+    assert run_arm(settings, GRM_SHAPED, whole)
+
+    def die(rollout):
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # each session makes one rollout
+        with pytest.raises(KeyboardInterrupt):
+            run_arm(settings, GRM_SHAPED, killed, on_rollout=die)
+    assert run_arm(settings, GRM_SHAPED, killed)
+    rows = [what_happened(arm_folder(folder, "grm") / "rollouts.csv") for folder in (whole, killed)]
+    assert len(rows[0]) == 3
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("phi", [float("nan"), 1.2, -0.1])
+def test_a_potential_that_is_none_stops_the_arm(begun_copy, monkeypatch, phi):
+    monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Saying(Opinion(phi=0.5), Opinion(phi=phi)))
+    with pytest.raises(TraceError, match=r"the potential is .*; expected a number in \[0, 1\]"):
+        run_arm(SETTINGS, GRM_SHAPED, begun_copy)
+    assert read_evaluation(begun_copy, "grm") is None
+
+
+@pytest.mark.parametrize("arm", [SPARSE, DENSE], ids=lambda arm: arm.name)
+def test_episodes_that_are_over_at_once_teach_little_and_break_nothing(begun_copy, monkeypatch, arm):
+    demonstration = prepare(SETTINGS, arm, begun_copy)
+
+    class Over(gym.Wrapper):
+        """Done at its first decision, whatever that is."""
+
+        def step(self, action):
+            observation, _, _, _, info = self.env.step(action)
+            return observation, 1.0, True, False, {**info, "success": True}
+
+    monkeypatch.setattr(one_shot, "ActionLog", lambda env: ActionLog(Over(env)))
+    assert run_arm(SETTINGS, arm, begun_copy)
+    rows = what_happened(arm_folder(begun_copy, arm.name) / "rollouts.csv")
+    assert [(row["length"], row["success"]) for row in rows] == [("1", "True")] * SETTINGS.rollouts
+    assert len(demonstration) > 2, "the demonstration was a real one"
+
+
+def written(episode, folder):
+    EpisodeWriter(folder).append(episode)
+    return str(folder)
+
+
+def test_a_demonstration_of_ones_own(begun, demonstration, tmp_path):
+    settings = dataclasses.replace(SETTINGS, demo=str(begun / "demonstration"), episode=0)
+    found = record_demonstration(settings, tmp_path / "demonstration")
+    np.testing.assert_array_equal(found.actions, demonstration.actions)
+    np.testing.assert_array_equal(found.views["corner"], demonstration.views["corner"])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"success": "never"}, "episode 0 of .* does not end in success"),
+        ({"task": "push-v3"}, "shows 'push-v3'; expected 'reach-v3'"),
+        ({"rate_hz": 200.0}, "states of 30 numbers at 200 Hz"),
+    ],
+)
+def test_a_demonstration_that_cannot_start_anything_is_refused(demonstration, tmp_path, change, complaint):
+    if change.get("success") == "never":
+        change = {"success": np.zeros(len(demonstration), bool)}
+    source = written(dataclasses.replace(demonstration, **change), tmp_path / "source")
+    settings = dataclasses.replace(SETTINGS, demo=source)
+    with pytest.raises(TraceError, match=complaint):
+        record_demonstration(settings, tmp_path / "demonstration")
+    assert not (tmp_path / "demonstration").exists()
+
+
+def test_a_data_set_that_is_none_is_refused(tmp_path):
+    settings = dataclasses.replace(SETTINGS, demo=str(tmp_path))
+    with pytest.raises(TraceError, match=r"holds no meta/info\.json"):
+        record_demonstration(settings, tmp_path / "demonstration")
+
+
+def test_a_classifier_learns_from_the_demonstration_alone(begun, demonstration):
+    settings = dataclasses.replace(SETTINGS, model=str(begun / "grm"))
+    said = [o.success for o in look_at(onlooker_of(CLASSIFIER, settings, demonstration, begun), demonstration)]
+    assert said[-1] > 0.5 > np.median(said)

@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import json
 
@@ -6,27 +7,29 @@ import pytest
 
 from envs.metaworld import MetaWorldEnv
 from grm.data.lerobot import read_episodes
+from grm.models.multiview import GRM
 from grm.report import Clip
-from policies.collecting import Rollout
-from policies.one_shot import horizon_of
-from policies.page import _notes, _verdict, success_rates, write_run_page
+from policies.arms import CLONED, GRM_ONLY, GRM_SHAPED, SPARSE
+from policies.grid import Cell, write_metrics
+from policies.log import COLUMNS, arm_folder
+from policies.one_shot import OneShotSettings, horizon_of, run_arm
+from policies.page import _notes, _verdict, expert_clip, recorded_clip, success_rates, write_grid_page, write_run_page
 
 from .conftest import SETTINGS
 
 
-def rates(before, sparse, shaped):
-    return {"before": before, "sparse": sparse, "shaped": shaped}
+def rates(cloned, sparse, grm):
+    return {"cloned": cloned, "sparse": sparse, "grm": grm}
 
 
 def write_rates(folder, **names):
-    for name, rate in names.items():
-        arm, kind = name.split("_")
-        (folder / arm).mkdir(exist_ok=True)
-        (folder / arm / f"{kind}.json").write_text(json.dumps({"success_rate": rate}))
+    for arm, rate in names.items():
+        arm_folder(folder, arm).mkdir(parents=True, exist_ok=True)
+        (arm_folder(folder, arm) / "evaluation.json").write_text(json.dumps({"success_rate": rate}))
 
 
 @pytest.mark.parametrize(
-    ("sparse", "shaped", "end"),
+    ("sparse", "grm", "end"),
     [
         (0.50, 0.80, "shaping helped."),
         (0.50, 0.53, "shaping helped."),
@@ -37,16 +40,16 @@ def write_rates(folder, **names):
         (1.00, 0.00, "shaping hurt."),
     ],
 )
-def test_verdict_says_what_happened(sparse, shaped, end):
+def test_verdict_says_what_happened(sparse, grm, end):
     settings = dataclasses.replace(SETTINGS, rollouts=150)
-    sentence = _verdict(rates(0.3, sparse, shaped), settings)
+    sentence = _verdict(rates(0.3, sparse, grm), settings)
     assert sentence == (
         f"From one demonstration and 150 rollouts: 30 % success before, {100 * sparse:.0f} % with the sparse reward, "
-        f"{100 * shaped:.0f} % with the GRM's shaping. Here, on one seed, {end}"
+        f"{100 * grm:.0f} % with the GRM's shaping. Here, on one seed, {end}"
     )
 
 
-@pytest.mark.parametrize("missing", ["before", "sparse", "shaped"])
+@pytest.mark.parametrize("missing", ["cloned", "sparse", "grm"])
 def test_verdict_of_an_unfinished_run_claims_nothing(missing):
     sentence = _verdict(rates(0.0, 0.0, 1.0) | {missing: None}, SETTINGS)
     assert "not finished" in sentence
@@ -56,11 +59,11 @@ def test_verdict_of_an_unfinished_run_claims_nothing(missing):
 
 def test_success_rates_of_what_is_there(tmp_path):
     assert success_rates(tmp_path) == rates(None, None, None)
-    write_rates(tmp_path, shaped_before=0.0)
+    write_rates(tmp_path, cloned=0.0)
     assert success_rates(tmp_path) == rates(0.0, None, None), "a rate of zero is a rate"
-    write_rates(tmp_path, sparse_before=0.0, shaped_evaluation=0.75)
+    write_rates(tmp_path, grm=0.75)
     assert success_rates(tmp_path) == rates(0.0, None, 0.75)
-    write_rates(tmp_path, sparse_evaluation=0.5)
+    write_rates(tmp_path, sparse=0.5)
     assert success_rates(tmp_path) == rates(0.0, 0.5, 0.75)
 
 
@@ -120,12 +123,11 @@ def test_page_of_a_run_that_only_began(begun_copy, quick_truth):
 
 
 def test_page_shows_what_the_arms_left(begun_copy, demonstration, quick_truth):
-    write_rates(begun_copy, sparse_before=0.5, sparse_evaluation=0.5, shaped_evaluation=1.0)
-    header = ",".join(Rollout.__dataclass_fields__)
-    for arm in ("sparse", "shaped"):
-        (begun_copy / arm / "rollouts.csv").write_text(f"{header}\n1,False,50,0.0,0.0,,2.0\n2,True,9,1.0,1.0,,3.0\n")
+    write_rates(begun_copy, cloned=0.5, sparse=0.5, grm=1.0)
+    for arm in ("sparse", "grm"):
+        (arm_folder(begun_copy, arm) / "rollouts.csv").write_text("number,true_success\n1,False\n2,True\n")
     np.savez(
-        begun_copy / "shaped" / "last_failure.npz",
+        arm_folder(begun_copy, "grm") / "last_failure.npz",
         seed=np.array(1),
         actions=np.zeros((horizon_of(demonstration), 4), np.float32),
         number=np.array(1),
@@ -140,3 +142,62 @@ def test_page_shows_what_the_arms_left(begun_copy, demonstration, quick_truth):
         assert words in page, words
     assert "not finished" not in page
     assert "A late success" not in page
+
+
+def test_a_recorded_rollout_plays_back_exactly(begun_copy, demonstration, quick_truth):
+    """What the GRM said while learning is what it says now, also past a success that it did not see."""
+    for arm in (GRM_SHAPED, GRM_ONLY):
+        assert run_arm(dataclasses.replace(SETTINGS, rollouts=1), arm, begun_copy)
+        own = arm_folder(begun_copy, arm.name)
+        with (own / "rollouts.csv").open() as file:
+            [row] = csv.DictReader(file)
+        [recording] = own.glob("last_*.npz")
+        model = GRM.from_pretrained(begun_copy / "grm")
+        clip = recorded_clip(model, demonstration, recording, "A rollout", size=16)
+        assert clip.title == "A rollout (number 1)"
+        assert str(clip.outcome) == row["true_success"]
+        assert len(clip.potential) == int(row["length"]) + 1
+        assert {images.shape for images in clip.views.values()} == {(len(clip.potential), 16, 16, 3)}
+        assert clip.potential[1:].mean() == pytest.approx(float(row["mean_phi"]), abs=1e-5)
+
+
+def test_the_expert_on_another_instance(begun, demonstration, quick_truth):
+    clip = expert_clip(GRM.from_pretrained(begun / "grm"), demonstration, seed=30_000, size=16)
+    assert clip.outcome
+    assert (clip.truth[0], clip.truth[-1]) == (0.0, 1.0)
+    assert clip.rate_hz == 40.0
+    assert clip.judged.all()
+
+
+def some_cells(folder):
+    return [
+        Cell(settings=OneShotSettings(task=task, seed=seed), arm=arm, folder=folder / f"{task}-{seed}")
+        for seed in (0, 1)
+        for arm in (CLONED, SPARSE)
+        for task in ("reach-v3", "push-v3")
+    ]
+
+
+def test_page_of_many_runs_counts_what_is_finished(tmp_path):
+    cells = some_cells(tmp_path)
+    write_rates(tmp_path / "reach-v3-0", cloned=0.0, sparse=0.5)
+    write_rates(tmp_path / "reach-v3-1", sparse=1.0)
+    write_grid_page(cells, tmp_path / "index.html", command="grm rl")
+    page = (tmp_path / "index.html").read_text()
+    for words in ("2 tasks · 2 arms · 3 of 8 cells finished", "75 % (2 of 2)", "0 % (1 of 2)", "not finished"):
+        assert words in page, words
+
+
+def test_metrics_hold_every_rollout_of_every_cell(tmp_path):
+    cells = some_cells(tmp_path)
+    own = arm_folder(tmp_path / "push-v3-1", "sparse")
+    own.mkdir(parents=True)
+    with (own / "rollouts.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows([dict.fromkeys(COLUMNS, ""), dict.fromkeys(COLUMNS, "")])
+    write_metrics(cells, tmp_path / "metrics.csv")
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["task"], row["seed"], row["arm"]) for row in rows] == [("push-v3", "1", "sparse")] * 2
+    assert list(rows[0]) == ["task", "seed", "arm", *COLUMNS]

@@ -9,12 +9,13 @@ from envs.metaworld import VIEWS, MetaWorldEnv
 from grm.data.lerobot import read_episodes
 from grm.errors import CheckpointError
 from policies import visited
-from policies.one_shot import OneShotSettings, horizon_of, make_env, read_rollouts
+from policies.log import arm_folder, read_rollouts
+from policies.one_shot import OneShotSettings, horizon_of, make_env
 from policies.visited import Recording, collect_visited, judged_views, label_recordings, read_recordings, train_learner
 
 from ..tiny import square, tiny_grm
 
-SETTINGS = OneShotSettings(task="reach-v3", rollouts=3, evaluation_episodes=1, adaptation_steps=1, checkpoint_every=2)
+SETTINGS = OneShotSettings(task="reach-v3", rollouts=3, evaluation_episodes=1, adaptation_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_another_simulation_is_noticed(monkeypatch, length, horizon):
 def test_every_rollout_is_recorded_and_every_second_one_is_labelled(data):
     folder = data / "runs" / "reach-v3"
     recordings = read_recordings(folder)
-    rows = list(read_rollouts(folder / "shaped" / "rollouts.csv"))
+    rows = list(read_rollouts(arm_folder(folder, "grm") / "rollouts.csv"))
     assert [recording.number for recording in recordings] == [1, 2, 3]
     assert [len(recording.actions) for recording in recordings] == [int(row["length"]) for row in rows]
     assert [recording.number for recording in read_recordings(folder, every=2)] == [2]

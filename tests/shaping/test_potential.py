@@ -172,6 +172,34 @@ def test_a_model_that_breaks_the_laws_is_an_error(potential, spread, message):
         ModelPotential(Broken(judgement), TASK, pessimism=1.0).reset([0], [seen(51)])
 
 
+class Sighted(Brightness):
+    """Brightness that says what it saw: the newest brightness and how many there were."""
+
+    def features(self, carry: tuple[float, ...]) -> np.ndarray:
+        return np.array([carry[-1], len(carry)], np.float32)
+
+
+def test_features_are_of_the_newest_observation_of_each_environment():
+    potential = ModelPotential(Sighted(), TASK)
+    potential.reset([0, 1], [seen(51), seen(102)])
+    potential.advance([1], [seen(255)])
+    np.testing.assert_allclose(potential.features(0), [0.2, 1])
+    np.testing.assert_allclose(potential.features(1), [1.0, 2])
+
+
+def test_the_value_scale_passes_features_on():
+    potential = ValueScale(ModelPotential(Sighted(), TASK), gamma=0.9, horizon=10)
+    potential.reset([0], [seen(51)])
+    np.testing.assert_allclose(potential.features(0), [0.2, 1])
+
+
+def test_models_that_do_not_say_what_they_saw_have_no_features():
+    potential = ModelPotential(Brightness(), TASK)
+    potential.reset([0], [seen(51)])
+    assert potential.features(0) is None
+    assert StatePotential(lambda o: 0.5).features(0) is None
+
+
 # ------------------------------------------------------------------------------------------------------- value scale
 
 
@@ -206,31 +234,3 @@ def test_the_value_scale_keeps_abstentions_and_carries_the_spread():
 def test_value_scales_of_nothing_are_refused(changes, words):
     with pytest.raises(TraceError, match=words):
         ValueScale(StatePotential[None](lambda _: 0.5), **{"gamma": 0.9, "horizon": 4} | changes)
-
-
-class Sighted(Brightness):
-    """Brightness that says what it saw: the newest brightness and how many there were."""
-
-    def features(self, carry: tuple[float, ...]) -> np.ndarray:
-        return np.array([carry[-1], len(carry)], np.float32)
-
-
-def test_features_are_of_the_newest_observation_of_each_environment():
-    potential = ModelPotential(Sighted(), TASK)
-    potential.reset([0, 1], [seen(51), seen(102)])
-    potential.advance([1], [seen(255)])
-    np.testing.assert_allclose(potential.features(0), [0.2, 1])
-    np.testing.assert_allclose(potential.features(1), [1.0, 2])
-
-
-def test_the_value_scale_passes_features_on():
-    potential = ValueScale(ModelPotential(Sighted(), TASK), gamma=0.9, horizon=10)
-    potential.reset([0], [seen(51)])
-    np.testing.assert_allclose(potential.features(0), [0.2, 1])
-
-
-def test_models_that_do_not_say_what_they_saw_have_no_features():
-    potential = ModelPotential(Brightness(), TASK)
-    potential.reset([0], [seen(51)])
-    assert potential.features(0) is None
-    assert StatePotential(lambda o: 0.5).features(0) is None

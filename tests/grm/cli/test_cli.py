@@ -219,7 +219,7 @@ def test_unknown_options_are_explained(capsys):
     assert grm("collect", "--out", "x", "--episods", 3) == 2
     assert "--episods" in capsys.readouterr().err
     assert grm("--help") == 0
-    for verb in ("collect", "train", "adapt", "evaluate", "demo", "doctor"):
+    for verb in ("collect", "train", "adapt", "evaluate", "rl", "demo", "doctor"):
         assert verb in capsys.readouterr().out or grm(verb, "--help") == 0
 
 
@@ -467,23 +467,23 @@ def test_demo_end_to_end(tmp_path, tiny, monkeypatch, capsys):
     assert grm(*DEMO, "--rollouts", 2, "--model", tiny, "--out", out) == 0
     rows = (out / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2
-    assert [row.split(",")[:2] for row in rows[1:]] == [
+    assert [row.split(",")[2:4] for row in rows[1:]] == [
         ["sparse", "1"],
         ["sparse", "2"],
-        ["shaped", "1"],
-        ["shaped", "2"],
+        ["grm", "1"],
+        ["grm", "2"],
     ]
     page = (out / "index.html").read_text()
     assert "Here, on one seed, shaping" in page
     minutes = json.loads((out / "minutes.json").read_text())["minutes"]
     assert 0 < minutes < 20
     said = capsys.readouterr().out
-    for words in ("one expert demonstration of", "before", "after", "sparse", "shaped", f"open {out}/index.html"):
+    for words in ("one expert demonstration of", "before", "after", "sparse", "grm", f"open {out}/index.html"):
         assert words in said, words
     GRM.from_pretrained(out / "grm")
-    trained = contents(out / "shaped")
+    trained = contents(out / "arms" / "grm")
     assert grm(*DEMO, "--rollouts", 2, "--model", tiny, "--out", out, "--resume") == 0
-    assert contents(out / "shaped") == trained, "a finished run is only reported again"
+    assert contents(out / "arms" / "grm") == trained, "a finished run is only reported again"
 
 
 @pytest.mark.slow
@@ -507,7 +507,7 @@ def test_demo_interrupted_by_ctrl_c(tmp_path, tiny):
         start_new_session=True,
     )
     try:
-        begun = [out / arm / "rollouts.csv" for arm in ("sparse", "shaped")]
+        begun = [out / "arms" / arm / "rollouts.csv" for arm in ("sparse", "grm")]
         deadline = time.monotonic() + 300
         while process.poll() is None and not all(p.exists() and len(p.read_text().splitlines()) > 1 for p in begun):
             assert time.monotonic() < deadline, "no rollout in five minutes"
@@ -521,10 +521,10 @@ def test_demo_interrupted_by_ctrl_c(tmp_path, tiny):
     assert "Traceback" not in said + complained
     assert f"--out {out} --rollouts 200 --evaluation-episodes 1 --model {tiny} --resume" in said
     assert (out / "index.html").exists()
-    assert not (out / "shaped" / "evaluation.json").exists()
-    for arm in ("sparse", "shaped"):
-        rollouts = json.loads((out / arm / "policy" / "config.json").read_text())["rollouts"]
-        assert len((out / arm / "rollouts.csv").read_text().splitlines()) == rollouts + 1 > 1
+    assert not (out / "arms" / "grm" / "evaluation.json").exists()
+    for arm in ("sparse", "grm"):
+        rollouts = json.loads((out / "arms" / arm / "policy" / "config.json").read_text())["rollouts"]
+        assert len((out / "arms" / arm / "rollouts.csv").read_text().splitlines()) == rollouts + 1 > 1
 
 
 @pytest.mark.parametrize("share", [0, 1.5, -1])

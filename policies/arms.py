@@ -1,0 +1,91 @@
+"""The arms of the one-shot experiment, as data: each is one answer to "what is the learner paid?".
+
+Everything else is the same for all of them: the demonstration, the learner, its inputs, its seed, the instances.
+
+Two arms of the plan are not here. Behaviour cloning alone is `CLONED`, the policy every other arm starts from. A GRM
+that is frozen after its adaptation is `GRM`: nothing here trains it further while the learner learns.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from envs.metaworld import VIEWS
+from grm.errors import TaskError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """What a learner is paid, and what it sees."""
+
+    name: str
+    about: str
+    """In plain words, for a page."""
+    learns: bool = True
+    """False: the cloned policy is evaluated and no rollout is made."""
+    gold: Literal["environment", "head", "classifier"] = "environment"
+    """Who says that the task is done, pays 1 for it and ends the episode: the simulator, the GRM's success head, or a
+    classifier trained on the demonstration alone."""
+    potential: Literal["none", "grm", "dense", "prover"] = "none"
+    """Φ: nobody's, the GRM's, Meta-World's hand-written dense reward, the scripted prover's progress."""
+    combination: Literal["shaping", "difference", "added"] = "shaping"
+    """How Φ enters, times the weight: γ Φ' - Φ with Φ' = 0 at the end; Φ' - Φ with neither; Φ' itself."""
+    guided: bool = False
+    """Without a potential: guided by the demonstration and by successes alone, where the others are guided at all."""
+    adapted: bool = True
+    """Whether the GRM was adapted to the demonstration."""
+    perspective: Literal["all", "incremental", "forward", "backward"] = "all"
+    """Which of the GRM's perspectives make Φ."""
+    inputs: Literal["state", "features"] = "state"
+    """What the policy sees: the simulator's state, or what a robot has, its own state and the GRM's view features."""
+    views: tuple[str, ...] = ()
+    """The cameras the GRM sees, at adaptation and after; all of the demonstration's if empty."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether a model looks at the pictures."""
+        return self.potential == "grm" or self.gold != "environment" or self.inputs == "features"
+
+    @property
+    def grm(self) -> str | None:
+        """Name of the folder of the adapted GRM it needs, None if it needs none."""
+        asked = self.potential == "grm" or self.gold == "head" or self.inputs == "features"
+        if not (self.adapted and asked):
+            return None
+        return "-".join(("grm", *self.views))
+
+
+CLONED = Arm(name="cloned", about="behaviour-cloned from the demonstration, before any rollout", learns=False)
+SPARSE = Arm(name="sparse", about="the task's own reward")
+GRM_SHAPED = Arm(name="grm", about="the task's own reward, shaped by the GRM", potential="grm")
+SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guided=True)
+DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
+PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
+GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
+CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
+
+MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, CLASSIFIER, SELF_GUIDED, PROVER)
+"""The questions of the benchmark, the most important first."""
+FEATURES = tuple(
+    replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")
+    for arm in (CLONED, SPARSE, GRM_SHAPED, GRM_ONLY)
+)
+"""The same questions to a policy that sees what a robot sees."""
+ABLATIONS = (
+    Arm(name="grm_zero_shot", about="the GRM without adaptation", potential="grm", adapted=False),
+    Arm(name="grm_incremental", about="the GRM's hops added up", potential="grm", perspective="incremental"),
+    Arm(name="grm_forward", about="the GRM's hop from the start", potential="grm", perspective="forward"),
+    Arm(name="grm_backward", about="the GRM's hop from the goal", potential="grm", perspective="backward"),
+    Arm(name="grm_single_view", about="the GRM with one camera", potential="grm", views=VIEWS[:1]),
+    Arm(name="grm_difference", about="the naive difference of Φ added", potential="grm", combination="difference"),
+    Arm(name="grm_added", about="Φ itself added to the reward", potential="grm", combination="added"),
+)
+"""What each part of the GRM, and of the way it enters, is worth."""
+ARMS = (*MAIN, *FEATURES, *ABLATIONS)
+
+
+def arm_named(name: str) -> Arm:
+    """Raises `TaskError` if there is none."""
+    for arm in ARMS:
+        if arm.name == name:
+            return arm
+    raise TaskError(f"unknown arm {name!r}; expected one of {', '.join(arm.name for arm in ARMS)}")

@@ -1,0 +1,67 @@
+"""r_gold where no environment pays: a model says when the task is done, pays for it and ends the episode.
+
+A real robot has no simulator to ask. The truth is only measured here: it neither pays nor ends anything.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from .onlookers import Watched
+
+SUCCESS_THRESHOLD = 0.9
+STABLE_STEPS = 3
+"""A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above. Both are a guess so
+far; `benchmarks.success_threshold` finds them on training tasks."""
+
+
+class StableSuccess:
+    """Believes in a success after N steps in a row with P(done) at or above a threshold.
+
+    A single frame that looks done is often a hand in front of a camera (after HIL-SERL's classifiers, Luo et al. 2024,
+    which fire on single frames and are trained until they do not). An abstention begins the count anew.
+    """
+
+    def __init__(self, threshold: float = SUCCESS_THRESHOLD, steps: int = STABLE_STEPS) -> None:
+        self.threshold, self.steps = threshold, steps
+        self._count = 0
+
+    def begin(self) -> None:
+        """Forget what was seen; an episode begins."""
+        self._count = 0
+
+    def __call__(self, probability: float | None) -> bool:
+        """Whether the task is done, after one more step with this P(done); None is an abstention."""
+        self._count = self._count + 1 if probability is not None and probability >= self.threshold else 0
+        return self._count >= self.steps
+
+
+class JudgedSuccess(gym.Wrapper):
+    """Pays 1 and terminates when the onlooker of `env` is sure that the task is done, and never otherwise.
+
+    The episode goes on where the simulator sees a success that the onlooker does not, up to the horizon. `info` has
+    `success`, what the onlooker said, and `true_success`, whether the simulator saw one at any step so far.
+    """
+
+    def __init__(self, env: Watched, stable: StableSuccess | None = None) -> None:
+        super().__init__(env)
+        self.watched, self.stable = env, stable or StableSuccess()
+        self._decisions, self._true_success = 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.stable.begin()
+        self._decisions, self._true_success = 0, False
+        return observation, info
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Act; the reward is the onlooker's."""
+        observation, _, _, _, info = self.env.step(action)
+        self._decisions += 1
+        self._true_success |= bool(info["success"])
+        done = self.stable(self.watched.opinion.success)
+        truncated = self._decisions >= self.watched.world.horizon and not done
+        info = {**info, "success": done, "true_success": self._true_success}
+        return observation, float(done), done, truncated, info

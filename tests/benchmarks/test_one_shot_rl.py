@@ -1,0 +1,166 @@
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import one_shot_rl, results
+from benchmarks.one_shot_rl import Table, bootstrap, draw, false_success_rate, rollouts_to_level, row_of, summarize
+from grm.errors import GrmError
+from policies.arms import CLONED, GRM_ONLY, GRM_SHAPED, SPARSE
+from policies.grid import Cell
+from policies.log import COLUMNS, arm_folder
+from policies.one_shot import OneShotSettings
+
+
+def test_rollouts_to_level_by_hand():
+    assert rollouts_to_level([True] * 20) == 20
+    assert rollouts_to_level([True] * 19) is None, "a mean over 20 needs 20"
+    assert rollouts_to_level([False] * 10 + [True] * 20) == 26, "16 of 11 to 26"
+    assert rollouts_to_level(([True] * 3 + [False]) * 20) is None
+    assert rollouts_to_level(([True] * 4 + [False]) * 20) == 20
+    assert rollouts_to_level([True] * 20 + [False] * 50) == 20, "the first time counts, whatever comes after"
+
+
+def row(task, seed, arm, final, to_80=30, **more):
+    return {"task": task, "seed": seed, "arm": arm, "final_success": final, "rollouts": 100} | (
+        {} if arm == "cloned" else {"rollouts_to_80": to_80, "minutes": 3.0, **dict.fromkeys(one_shot_rl.SECONDS, 1.0)}
+    ) | more  # fmt: skip
+
+
+ROWS = [
+    row("hard", 0, "cloned", 0.1),
+    row("hard", 1, "cloned", 0.3),
+    row("easy", 0, "cloned", 0.9),
+    row("hard", 0, "sparse", 0.5, None),
+    row("hard", 1, "sparse", 0.7, 60),
+    row("easy", 0, "sparse", 1.0, 20),
+    row("hard", 0, "grm", 0.9, 40),
+    row("hard", 1, "grm", 0.8, 50),
+    row("easy", 0, "grm", 0.95, 20),
+    row("hard", 0, "grm_only", 0.6, 50, false_successes=3, missed_successes=1),
+]
+
+
+def test_summary_by_hand():
+    summary = summarize(ROWS, rollouts=100)
+    assert summary["headline_tasks"] == 1.0
+    assert summary["final_success"].value == pytest.approx(0.85), "of the hard task alone"
+    assert summary["start_success"].value == pytest.approx(0.2)
+    # Tasks weigh the same: hard is 45 against 80 (who never gets there counts as 100), easy 20 against 20.
+    assert summary["rollouts_to_80_vs_sparse"].value == pytest.approx((45 + 20) / (80 + 20))
+    assert summary["tasks_worse_than_sparse"] == 1.0, "easy, by 0.05"
+    assert summary["false_success_rate"].value == pytest.approx(0.03)
+    assert summary["no_env_reward_success"].value == pytest.approx(0.6)
+    assert summary["sparse.never_at_80"] == pytest.approx(1 / 3)
+    for key in ("rollouts_to_80_vs_dense", "features_success", "dense.final_success", "classifier_false_success_rate"):
+        assert key not in summary, "what nobody measured has no number"
+
+
+def test_only_seeds_that_have_both_arms_are_compared():
+    table = Table([*ROWS, row("hard", 2, "grm", 0.0, 99)], 100)
+    assert table.ratio("rollouts_to_80", "grm", "sparse").value == pytest.approx(65 / 100)
+    assert table.ratio("rollouts_to_80", "grm", "prover") is None
+
+
+def test_intervals_widen_with_tasks_that_disagree():
+    def of(values):
+        return bootstrap({str(k): [{"a": v}, {"a": v}] for k, v in enumerate(values)}, lambda mean: mean["a"])
+
+    same, apart = of([0.5] * 6), of([0.2, 0.8] * 3)
+    assert same == (0.5, 0.5, 0.5)
+    assert apart.value == pytest.approx(0.5)
+    assert apart.low < 0.4 < 0.6 < apart.high
+    assert bootstrap({}, lambda mean: mean["a"]) is None
+    seeds = bootstrap({"one": [{"a": 0.0}, {"a": 1.0}]}, lambda mean: mean["a"])
+    assert (seeds.low, seeds.high) == (0.0, 1.0), "seeds are drawn again within a task"
+
+
+def write_cell(folder, arm, rate, rows=()):
+    own = arm_folder(folder, arm.name)
+    own.mkdir(parents=True)
+    (own / "evaluation.json").write_text(json.dumps({"success_rate": rate}))
+    if rows:
+        with (own / "rollouts.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(dict.fromkeys(COLUMNS, 0) | r for r in rows)
+
+
+def cell(folder, arm, task="reach-v3", seed=0):
+    return Cell(settings=OneShotSettings(task=task, seed=seed), arm=arm, folder=folder)
+
+
+def test_a_row_counts_what_the_head_said_against_the_truth(tmp_path):
+    said = [True, True, False, False] * 10
+    true = [True, False, True, False] * 10
+    rows = [
+        {"success": s, "true_success": t, "length": 10, "abstained": 1, "learn_s": 3.0}
+        for s, t in zip(said, true, strict=True)
+    ]
+    write_cell(tmp_path, GRM_ONLY, 0.4, rows)
+    found = row_of(cell(tmp_path, GRM_ONLY))
+    assert (found["false_successes"], found["missed_successes"]) == (10, 10)
+    assert found["abstained"] == pytest.approx(0.1)
+    assert found["final_success"] == 0.4
+    assert found["rollouts_to_80"] is None
+    assert found["success_25"] == pytest.approx(13 / 25)
+    assert found["success_50"] == pytest.approx(7 / 15), "of what there is of the second block"
+    assert (found["learn_s"], found["minutes"]) == (120.0, 2.0)
+    assert false_success_rate([found], "grm_only").value == 0.25
+
+
+def test_a_report_of_a_part_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "abc\n"}))
+    runs = tmp_path / "runs"
+    rows = [{"success": k > 5, "true_success": k > 5, "length": 10} for k in range(30)]
+    for arm in (CLONED, SPARSE, GRM_SHAPED):
+        write_cell(runs / "reach-v3-0", arm, 0.1 if arm == CLONED else 0.9, () if arm == CLONED else rows)
+    (runs / "reach-v3-0" / "config.json").write_text(json.dumps({"settings": {"task": "reach-v3"}, "commit": "c1"}))
+    command = ["one_shot_rl.py", "--report", "--out", str(runs), "--tasks", "reach", "push", "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--arms", "cloned", "sparse", "grm", "dense", "--name", "some"])
+    one_shot_rl.main()
+    found = json.loads((tmp_path / "results" / "some.json").read_text())
+    assert (found["cells_done"], found["cells_planned"]) == (3, 16)
+    assert found["commits_of_runs"] == ["c1"]
+    assert found["summary"]["final_success"] == {"value": 0.9, "low": 0.9, "high": 0.9}
+    assert found["seeds"] == [0]
+    with (tmp_path / "results" / "some.csv").open(newline="") as file:
+        assert [r["arm"] for r in csv.DictReader(file)] == ["cloned", "sparse", "grm"]
+    assert (runs / "curves.png").stat().st_size > 1000
+    assert "3 of 16 cells" in capsys.readouterr().out
+
+
+def test_nothing_finished_is_no_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    one_shot_rl.report([cell(tmp_path / "nowhere", SPARSE)], 150, "some", tmp_path / "some.png")
+    assert not (tmp_path / "results").exists()
+    assert "nothing to report" in capsys.readouterr().out
+
+
+def test_curves_are_drawn_per_task(tmp_path):
+    rows = [{"true_success": bool(np.sin(k) > 0)} for k in range(40)]
+    cells = []
+    for task in ("reach-v3", "push-v3", "door-lock-v3"):
+        write_cell(tmp_path / task, SPARSE, 0.5, rows)
+        cells.append(cell(tmp_path / task, SPARSE, task))
+    draw(cells, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_cells_that_failed_keep_nothing_else_from_running(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(rl):
+        ran.append(rl.arms)
+        raise GrmError("the arm reach-v3 0 sparse did not finish")
+
+    monkeypatch.setattr(one_shot_rl.Rl, "run", run)
+    command = ["one_shot_rl.py", "--out", str(tmp_path), "--tasks", "reach", "--seeds", "0"]
+    monkeypatch.setattr(sys, "argv", [*command, "--arms", "sparse", "grm_features", "grm_added", "--name", "some"])
+    with pytest.raises(SystemExit, match="1"):
+        one_shot_rl.main()
+    assert ran == [("sparse",), ("grm_features",), ("grm_added",)]
+    assert capsys.readouterr().out.count("did not finish") == 3
