@@ -44,6 +44,8 @@ VERSION = 1
 _STATUS_S = 0.1
 _AGAIN_S = 1.0
 _SETTLE_S = 60.0
+_ALONE_S = 5.0
+"""Without a learner in sight, before an earlier run's policy is taken."""
 _PATIENCE = 30
 """Times in a row that an unattended robot is armed again after a fault."""
 
@@ -347,8 +349,11 @@ class Actor:
     def _reset_scene(self, seed: int | None) -> None:
         """While the robot rests: send what the learner lacks, take its newest policy, and wait for the scene."""
         self._send_again()
+        began = time.monotonic()
         while self._policy is None and not self.side.demonstrate:
             self._wait("the learner's first policy", False, 0.05)
+            if self._link is None and time.monotonic() - began > _ALONE_S:
+                self._read_policy()
             self._require_going("while it waited for the learner")
         if self._attended:
             self.operator.wait()  # a ready said too early does not count: somebody may be near the robot by now
@@ -408,6 +413,8 @@ class Actor:
         """The episode is over, and on disk if it is to be kept."""
         kept = self.recorder.episodes == self._number + 1
         self._note_timing(ending)
+        if self._policy_bytes:
+            self._keep_policy()
         success, terminated = ending.verdict is Verdict.SUCCESS, ending.verdict in (Verdict.SUCCESS, Verdict.FAILURE)
         if self._send(_ended(self._number, ending.ticks, success=success, terminated=terminated, kept=kept)) and kept:
             self._underway.add(self._number)
@@ -510,6 +517,20 @@ class Actor:
         self._policy = self._make_policy(folder)
         if self._policy_bytes:
             self._policy.load(self._policy_bytes)
+
+    def _keep_policy(self) -> None:
+        """On this machine, for a beginning without a learner."""
+        path = self.side.out / "acting" / "policy.safetensors"
+        with suppress(OSError):  # a full disk has been told already
+            path.with_suffix(".partial").write_bytes(self._policy_bytes)
+            path.with_suffix(".partial").replace(path)
+
+    def _read_policy(self) -> None:
+        """The last one of an earlier run, if there was any."""
+        path = self.side.out / "acting" / "policy.safetensors"
+        if path.exists():
+            self._policy = self._make_policy(path.parent)
+            self._policy.load(path.read_bytes())
 
     def _take_judgement(self, message: Message) -> None:
         found = message.fields

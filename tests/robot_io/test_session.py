@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.faults import ClockJumps, DiskFull, MakeBlind, Wire
 from grm.errors import GrmError
-from robot_io.actor import RobotSide, next_purpose, scene_seed
+from robot_io.actor import RobotSide
 from robot_io.learner import LearnerSide, checkpoints
 from robot_io.recorder import read_judged
 from robot_io.replay import read_attempt, read_lines
@@ -57,7 +57,9 @@ class Running:
     """A session in a thread; what it raised is raised at the end."""
 
     def __init__(self, side: RobotSide, make_mind, *, make_policy=Wander, listen=None) -> None:
-        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if side.learner else None
+        """`make_mind` None for a learner that is not there."""
+        there = side.learner is not None and make_mind is not None
+        learner = LearnerSide(out=side.out / "learner", address=listen or side.learner) if there else None
         self.side = side
         self.session = Session(
             robot=side, learner=learner, make_policy=make_policy, make_mind=make_mind, preload=("tests.robot_io.toy",)
@@ -144,6 +146,15 @@ def test_what_was_recorded_without_a_learner_is_learned_later(side, grm):
     assert sorted(map(int, learned(side))) == [0, 1, 2, 3]
 
 
+def test_without_a_learner_it_goes_on_with_the_last_policy_and_is_learned_from_later(side, grm):
+    Running(replace(side, rollouts=1), MakeTally(grm)).finish()
+    Running(replace(side, rollouts=3), None).finish()
+    assert len(read_lines(side.recording)) == 3
+    assert list(learned(side)) == ["0"]
+    Running(replace(side, rollouts=4), MakeTally(grm)).finish()
+    assert sorted(map(int, learned(side))) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("name", ["robot", "learner"])
 def test_whoever_is_killed_is_started_again(side, grm, name):
     running = Running(replace(side, rollouts=5), MakeTally(grm))
@@ -194,19 +205,6 @@ def test_a_person_demonstrates_and_it_is_recorded(side):
     assert attempt.success
     assert attempt.terminated
     assert np.abs(attempt.actions).max() <= 1
-
-
-def test_what_comes_next_follows_from_what_is_recorded(side):
-    def lines(text: str) -> list[dict]:
-        return [{"behaviour": {"r": "rollout", "e": "evaluation"}[letter]} for letter in text]
-
-    side = replace(side, rollouts=4, evaluate_every=2, evaluations=2)
-    assert [next_purpose(lines(text), side) for text in ("", "rr", "rre", "rree", "rreerr", "rreerree")] == [
-        "rollout", "evaluation", "evaluation", "rollout", "evaluation", None,
-    ]  # fmt: skip
-    seeds = [scene_seed(side, lines("rr" + "e" * k), "evaluation") for k in range(3)]
-    assert seeds[0] == seeds[2] != seeds[1]
-    assert scene_seed(side, lines(""), "rollout") != scene_seed(side, lines("r"), "rollout") not in seeds
 
 
 # ---- faults that come by themselves
