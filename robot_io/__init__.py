@@ -7,25 +7,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .actor import RobotSide
     from .errors import LimitError, RobotError, StaleFrameError, StoppedError
+    from .learner import LearnerSide
     from .loop import ControlLoop
     from .operator import Operator
     from .recorder import Recorder
     from .robot import RobotEnv
     from .rollout import Ending, Tick, Verdict
     from .safety import SafeRobot, SafetyLimits
+    from .session import Session
     from .sim import SimExpert, SimExpertConfig, SimRobot, SimRobotConfig
 
 _HOMES = {
     "ControlLoop": "loop",
     "Ending": "rollout",
+    "LearnerSide": "learner",
     "LimitError": "errors",
     "Operator": "operator",
     "Recorder": "recorder",
     "RobotEnv": "robot",
     "RobotError": "errors",
+    "RobotSide": "actor",
     "SafeRobot": "safety",
     "SafetyLimits": "safety",
+    "Session": "session",
     "SimExpert": "sim",
     "SimExpertConfig": "sim",
     "SimRobot": "sim",
@@ -39,13 +45,16 @@ _HOMES = {
 __all__ = [
     "ControlLoop",
     "Ending",
+    "LearnerSide",
     "LimitError",
     "Operator",
     "Recorder",
     "RobotEnv",
     "RobotError",
+    "RobotSide",
     "SafeRobot",
     "SafetyLimits",
+    "Session",
     "SimExpert",
     "SimExpertConfig",
     "SimRobot",
