@@ -134,19 +134,19 @@ class Link:
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes whoever reads or writes
 
     def _write(self) -> None:
-        while self._ended is None:
-            try:
-                item = self._out.get(timeout=_BEAT_S)
-            except queue.Empty:
-                item = None
-            try:
-                if item is None:
+        try:
+            while self._ended is None:
+                try:
+                    item = self._out.get(timeout=_BEAT_S)
+                except queue.Empty:
                     self._connection.send_bytes(b"")
                     continue
                 self._connection.send_bytes((item if isinstance(item, Message) else item()).encode())
                 self._out.task_done()
-            except OSError as error:
-                self.close(f"writing failed ({type(error).__name__})")
+        except OSError as error:
+            self.close(f"writing failed ({type(error).__name__})")
+        finally:  # also where a message could not be made: better no link than one that says nothing
+            self.close("its writer ended")
 
     def _read(self) -> None:
         try:
