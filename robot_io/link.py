@@ -204,7 +204,8 @@ class Host:
                 deliver_challenge(connection, self._token)
                 answer_challenge(connection, self._token)
         except (AuthenticationError, OSError, EOFError, ValueError) as error:
-            _log.warning("a peer was turned away (%s): it does not know the token", type(error).__name__)
+            why = "it does not know the token" if isinstance(error, AuthenticationError) else "it broke off"
+            _log.warning("a peer was turned away: %s (%s)", why, type(error).__name__)
             connection.close()
             return
         before, self._link = self._link, Link(connection)
