@@ -10,6 +10,7 @@ import pytest
 from benchmarks import demo, results
 from benchmarks.results import write_result
 from grm.metrics import Interval
+from policies.log import arm_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,30 +113,30 @@ def demos(folder, tmp_path, monkeypatch):
     return calls
 
 
-def finish(run: Path, *, shaped: float | None = 0.75) -> None:
-    rates = {"sparse": {"before": 0.25, "evaluation": 0.5}, "shaped": {"before": 0.25, "evaluation": shaped}}
-    for arm, names in rates.items():
-        (run / arm).mkdir(parents=True, exist_ok=True)
-        (run / arm / "rollouts.csv").write_text("number,success\n1,True\n")
-        for name, rate in names.items():
-            if rate is not None:
-                (run / arm / f"{name}.json").write_text(json.dumps({"success_rate": rate}))
+def finish(run: Path, *, grm: float | None = 0.75) -> None:
+    for arm, rate in {"cloned": 0.25, "sparse": 0.5, "grm": grm}.items():
+        own = arm_folder(run, arm)
+        own.mkdir(parents=True, exist_ok=True)
+        if arm != "cloned":
+            (own / "rollouts.csv").write_text("number,success\n1,True\n")
+        if rate is not None:
+            (own / "evaluation.json").write_text(json.dumps({"success_rate": rate}))
     (run / "minutes.json").write_text('{"minutes": 3.0}')
     (run / "config.json").write_text("{}")
 
 
 def test_demo_runs_what_is_missing_and_goes_on_with_what_was_interrupted(demos, folder, tmp_path):
-    finish(tmp_path / "runs" / "reach-0", shaped=None)  # Ctrl-C: minutes and a page, but no evaluation
+    finish(tmp_path / "runs" / "reach-0", grm=None)  # Ctrl-C: minutes and a page, but no evaluation
     demo.main()
     assert demos == [("reach", True), ("door-unlock", False)]
     content = json.loads((folder / "demo.json").read_text())
     assert content["seeds"] == [0]
-    assert content["summary"]["reach_shaped"]["value"] == 0.75
-    assert content["summary"]["door-unlock_before"]["value"] == 0.25
+    assert content["summary"]["reach_grm"]["value"] == 0.75
+    assert content["summary"]["door-unlock_cloned"]["value"] == 0.25
     assert content["summary"]["minutes"]["value"] == 3.0
     with (folder / "demo_rollouts.csv").open() as file:
         assert [(row["task"], row["arm"], row["number"]) for row in csv.DictReader(file)] == [
-            (task, arm, "1") for task in ("reach", "door-unlock") for arm in ("sparse", "shaped")
+            (task, arm, "1") for task in ("reach", "door-unlock") for arm in ("sparse", "grm")
         ]
     demos.clear()
     demo.main()
