@@ -133,6 +133,7 @@ def test_rewards_of_the_recording_are_those_that_were_learned_from(side, grm):
         assert shaped(attempt, Brightness().judge(Tally.task, attempt.frames)) == rewards
 
 
+@pytest.mark.slow
 def test_what_was_recorded_without_a_learner_is_learned_later(side, grm):
     """Ended in the middle, begun again with a learner that lost everything: nothing finished is lost."""
     first = Running(side, MakeTally(grm))
@@ -146,6 +147,7 @@ def test_what_was_recorded_without_a_learner_is_learned_later(side, grm):
     assert sorted(map(int, learned(side))) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_without_a_learner_it_goes_on_with_the_last_policy_and_is_learned_from_later(side, grm):
     Running(replace(side, rollouts=1), MakeTally(grm)).finish()
     Running(replace(side, rollouts=3), None).finish()
@@ -228,6 +230,7 @@ def survive(side: RobotSide, grm: Path, *, make_mind=None, make_policy=Wander) -
     return running.session.state()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -246,6 +249,7 @@ def test_a_fault_of_robot_or_camera_costs_a_rollout_at_most(quick, grm, fault, s
     assert state["safety"]["refused"] == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_waited_for(side, grm):
     state = survive(side, grm, make_policy=DiskFull(Wander, 1, 2))
     assert any("the disk is full" in one["text"] for one in state["faults"])
