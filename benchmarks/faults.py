@@ -98,7 +98,8 @@ class Stock:
 
     @classmethod
     def of(cls, recording: Path) -> "Stock":
-        found = sorted(path for folder in ("data", "videos") for path in (recording / folder).rglob("*.*"))
+        every = (path for folder in ("data", "videos") for path in (recording / folder).rglob("*"))
+        found = sorted(path for path in every if path.is_file())
         digests = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
         return cls(len(read_lines(recording)), digests)
 
