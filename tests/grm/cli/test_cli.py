@@ -202,7 +202,7 @@ def test_nothing_to_resume(refused, tmp_path, tiny, dataset):
 def test_demo_resumed_with_other_settings(refused, tmp_path, tiny):
     from policies.one_shot import OneShotSettings, write_config
 
-    write_config(tmp_path, OneShotSettings(task="reach-v3", rollouts=7), {}, resume=False)
+    write_config(tmp_path, OneShotSettings(task="reach-v3", rollouts=7, model=str(tiny)), {}, resume=False)
     given = ("demo", "--task", "reach", "--model", tiny, "--out", tmp_path, "--resume")
     assert "begun with other rollouts;" in refused(*given)
     assert "begun with other seed, rollouts, evaluation_episodes;" in refused(
