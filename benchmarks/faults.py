@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -303,13 +303,14 @@ def kill_at_random(count: int, seed: int) -> Hurt:
         with scene.running() as running:
             running.more(2)
             for _ in range(count):
-                time.sleep(generator.uniform(0, 4))
+                time.sleep(generator.uniform(0, 6))
                 victims = generator.choice((("robot",), ("learner",), ("robot", "learner")))
                 before, at = judge.before(), time.monotonic()
                 for name in victims:
                     pid = running.session.processes[name]
                     if pid is not None:
-                        os.kill(pid, signal.SIGKILL)
+                        with suppress(ProcessLookupError):  # it died by itself, as the other's companion
+                            os.kill(pid, signal.SIGKILL)
                 judge.after(f"kill -9 of {' and '.join(victims)}", before, running.more(), at)
 
     return hurt

@@ -279,6 +279,7 @@ class Learning[C]:
                 self._mind.learn(attempt, np.stack(running.observations), judgement, self._between)
             self.learned.append(attempt.number)
             self.save()
+            self._control.send(Message(kind="doing", fields={"doing": "", "learned": len(self.learned)}))
             self._doing = "waiting"
         if self._link is not None:
             self._link.send(Message(kind="learned", fields={"episode": attempt.number}))

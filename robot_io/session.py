@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 KEYS_HEARD = (*KEYS, "space", "escape")
 _POLL_S = 0.05
 _OFTEN = 5
-"""Deaths in a row, each within `_SOON_S` seconds of a start, after which a process is not started again."""
+"""Deaths in a row after which a process is not started again: each within `_SOON_S` seconds of a start, and no episode
+recorded or learned since the one before."""
 _SOON_S = 10.0
 _GRACE_S = 60.0
 _FAILED = 2
@@ -49,7 +50,9 @@ class _Child:
     link: Link | None = None
     started: float = 0.0
     deaths: int = 0
-    """In a row, each soon after a start."""
+    """In a row, each soon after a start and without progress."""
+    progress_then: int | None = None
+    """At the last death."""
     heard: Message | None = None
     failed: str | None = None
 
@@ -73,6 +76,12 @@ class _Child:
     def running(self) -> bool:
         return self.process is not None and self.process.exitcode is None
 
+    @property
+    def progress(self) -> int | None:
+        """Episodes recorded, or learned, as far as it said."""
+        fields = self.heard.fields if self.heard is not None else {}
+        return fields.get("learned", fields.get("rollouts", {}).get("done"))
+
     def died(self) -> bool:
         """Whether it is to be started again. Raises `GrmError` if it failed, or dies too often."""
         assert self.process is not None
@@ -83,7 +92,8 @@ class _Child:
         self.listen()
         if code == _FAILED:
             raise GrmError(self.failed or f"the {self.name} process failed and did not say why; see its log")
-        self.deaths = self.deaths + 1 if time.monotonic() - self.started < _SOON_S else 1
+        stuck = time.monotonic() - self.started < _SOON_S and self.progress == self.progress_then
+        self.deaths, self.progress_then = self.deaths + 1 if stuck else 1, self.progress
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         if self.deaths > _OFTEN:
             raise GrmError(

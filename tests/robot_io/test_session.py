@@ -15,9 +15,10 @@ from benchmarks.faults import ClockJumps, DiskFull, MakeBlind, Wire
 from grm.errors import GrmError
 from robot_io.actor import RobotSide
 from robot_io.learner import LearnerSide, checkpoints
+from robot_io.link import Message
 from robot_io.recorder import read_judged
 from robot_io.replay import read_attempt, read_lines
-from robot_io.session import Session, free_address
+from robot_io.session import Session, _Child, free_address
 from robot_io.sim import Fault, SimExpertConfig, SimRobotConfig
 
 from .toy import Brightness, MakeTally, Tally, Wander, shaped
@@ -182,6 +183,29 @@ def test_another_grm_or_other_limits_are_refused(side, grm, tmp_path):
 def test_a_process_that_keeps_dying_is_given_up(side, grm):
     with pytest.raises(GrmError, match="the learner process died 6 times"):
         Running(side, MakeTally(grm, failing="exit")).finish()
+
+
+class Dead:
+    """A process that was killed."""
+
+    exitcode = -9
+
+
+@pytest.mark.parametrize("said", ["learned", "recorded"])
+def test_who_dies_often_and_gets_on_in_between_is_not_given_up(said):
+    child = _Child(name="learner", target=print, arguments=())
+    child.process = Dead()
+    for episode in range(20):
+        child.started = time.monotonic()
+        fields = {"learned": episode} if said == "learned" else {"rollouts": {"done": episode}}
+        child.heard = Message(kind="state", fields=fields)
+        assert child.died()
+    for _ in range(4):
+        child.started = time.monotonic()
+        assert child.died()
+    child.started = time.monotonic()
+    with pytest.raises(GrmError, match="died 6 times in a row, the last time with signal 9"):
+        child.died()
 
 
 def test_ctrl_c_twice_stops_now(side, grm):
