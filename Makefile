@@ -44,6 +44,9 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.text.thinking
 	$(RUN) python -m benchmarks.text.with_robot
 	$(RUN) python -m benchmarks.semantic_trap
+	$(RUN) python -m benchmarks.phi_entry --tasks push pick-place-wall --seeds 0 1
+	$(RUN) python -m benchmarks.faults --kills 60
+	$(RUN) python -m benchmarks.session
 	$(RUN) python -m benchmarks.demo
 
 bench-rl:  ## From one demonstration, all arms on eight tasks: days of two cores; goes on where it was interrupted
