@@ -388,8 +388,8 @@ class SimExpert(Teleoperator):
 
     def get_teleop_events(self) -> dict[TeleopEvents, bool]:
         """As LeRobot's gamepad reports them."""
-        robot = self.robot
-        helping = robot.scenes <= self.config.helps and robot.commands > self.config.helps_after
+        helps = self.config.helps  # who helps nobody needs no arm to say so
+        helping = helps > 0 and self.robot.scenes <= helps and self.robot.commands > self.config.helps_after
         return {
             TeleopEvents.IS_INTERVENTION: self.taking_over or helping,
             TeleopEvents.TERMINATE_EPISODE: False,
