@@ -25,13 +25,13 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from grm.cli.session import MakePolicy
+from grm.cli.mind import MakePolicy
 from grm.errors import GrmError
 from grm.reward import Frame, Judgement, ProcessReward, Task
-from robot_io.actor import RobotSide
 from robot_io.learner import LearnerSide, checkpoints
+from robot_io.limits import SafetyLimits
+from robot_io.plan import RobotSide
 from robot_io.replay import read_lines
-from robot_io.safety import SafetyLimits
 from robot_io.session import Session, free_address
 from robot_io.sim import Fault, SimRobotConfig
 
@@ -52,7 +52,7 @@ class Running:
             learner=learner,
             make_policy=make_policy,
             make_mind=make_mind,
-            preload=("grm.cli.session", "policies.offpolicy"),
+            preload=("grm.cli.mind", "policies.offpolicy"),
         )
         self.error: GrmError | None = None
         self._thread = threading.Thread(target=self._run)
@@ -440,8 +440,8 @@ def make_scene(runs: Path, seed: int, name: str, audit: Path, faults: tuple[Faul
     side, learner = settings.sides()
     assert side is not None
     assert learner is not None
-    robot = replace(side.robot, audit=str(audit.absolute()), faults=list(faults))  # type: ignore[type-var]
-    assert isinstance(robot, SimRobotConfig)
+    assert isinstance(side.robot, SimRobotConfig)
+    robot = replace(side.robot, audit=str(audit.absolute()), faults=list(faults))
     side = replace(side, robot=robot, learner=free_address())
     make_policy: Any = MakePolicy(instruction=INSTRUCTION)
     make_mind: Any = settings.make_mind()

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from grm.cli.session import MakeMind, MakePolicy
+from grm.cli.mind import MakeMind, MakePolicy
 from grm.cli.session import Session as Command
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.replay import read_lines
@@ -83,7 +83,7 @@ def run(command: Command, *, idle: bool = False, minutes: float | None = None) -
         learner=learner,
         make_policy=MakePolicy(instruction=INSTRUCTION),
         make_mind=MakeIdle(make) if idle else make,
-        preload=("grm.cli.session", "policies.offpolicy"),
+        preload=("grm.cli.mind", "policies.offpolicy"),
     )
     if minutes is not None:
         end = threading.Timer(60 * minutes, session.interrupt)

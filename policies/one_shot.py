@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,7 +26,7 @@ from grm.fusion import Fuser, OnePerspective
 from grm.models.checkpoint import locate
 from grm.models.multiview import GRM, packaged_checkpoint
 from grm.train import Trainer, adapt
-from shaping import Potential, PotentialShaping, ValueScale, shaping_reward, value_scale
+from shaping import PotentialShaping, shaping_reward
 
 from .arms import Arm
 from .checkpoint import has_checkpoint
@@ -77,8 +77,6 @@ class OneShotSettings:
     """Discount per decision, of learner and shaping alike."""
     shaping_weight: float = 0.1
     """Factor of the potential; see docs/log.md for what larger ones did."""
-    scale: Literal["linear", "value"] = "linear"
-    """Of the potential as it is added: as judged, or on the scale of the learner's values (`shaping.ValueScale`)."""
     guidance: float = 1.0
     """Weight of the potential a learner makes of what it was told (`policies.guide`); above 0 nothing is added here."""
     guided_gamma: float = 0.9
@@ -302,8 +300,6 @@ def transitions(
         if arm.combination != "shaping":
             paid = settings.shaping_weight * naive_reward(arm.combination, phi[:-1], phi[1:])
         else:
-            if settings.scale == "value":
-                phi = value_scale(phi, gamma=settings.gamma, horizon=len(demonstration))
             paid = shaping_weight(settings) * shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
         rewards += np.nan_to_num(paid, nan=0.0)  # an abstention pays nothing
     return Demonstration(
@@ -346,11 +342,9 @@ def make_learner_env(
         if arm.gold != "environment":
             env = JudgedSuccess(watched)
         if arm.potential != "none" and arm.combination == "shaping":
-            potential: Potential[Any] = watched.potential()
-            if settings.scale == "value":
-                potential = ValueScale(potential, gamma=settings.gamma, horizon=len(demonstration))
-            env = PotentialShaping(env, potential, gamma=settings.gamma, weight=shaping_weight(settings))
-        elif arm.potential != "none" and arm.combination != "shaping":
+            weight = shaping_weight(settings)
+            env = PotentialShaping(env, watched.potential(), gamma=settings.gamma, weight=weight)
+        elif arm.potential != "none":
             env = NaiveReward(env, watched, arm.combination, settings.shaping_weight)
     log = ActionLog(env)
     return _inputs(arm, log, onlooker), log

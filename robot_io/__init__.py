@@ -7,15 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .actor import RobotSide
     from .errors import LimitError, RobotError, StaleFrameError, StoppedError
     from .learner import LearnerSide
+    from .limits import SafetyLimits
     from .loop import ControlLoop
     from .operator import Operator
+    from .plan import RobotSide
     from .recorder import Recorder
     from .robot import RobotEnv
     from .rollout import Ending, Tick, Verdict
-    from .safety import SafeRobot, SafetyLimits
+    from .safety import SafeRobot
     from .session import Session
     from .sim import SimExpert, SimExpertConfig, SimRobot, SimRobotConfig
 
@@ -28,9 +29,9 @@ _HOMES = {
     "Recorder": "recorder",
     "RobotEnv": "robot",
     "RobotError": "errors",
-    "RobotSide": "actor",
+    "RobotSide": "plan",
     "SafeRobot": "safety",
-    "SafetyLimits": "safety",
+    "SafetyLimits": "limits",
     "Session": "session",
     "SimExpert": "sim",
     "SimExpertConfig": "sim",

@@ -5,7 +5,6 @@ on this machine is the truth, and whatever the learner has not acknowledged is s
 """
 
 import gc
-import hashlib
 import json
 import logging
 import signal
@@ -14,33 +13,33 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from lerobot.robots import RobotConfig, make_robot_from_config
-from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_config
+from lerobot.robots import make_robot_from_config
+from lerobot.teleoperators import make_teleoperator_from_config
 
 from grm.errors import GrmError, OutputError
 
-from .cameras import as_recorded, to_jpeg, to_png
+from .cameras import as_recorded, to_jpeg
 from .errors import RobotError, StoppedError
-from .link import Address, Caller, Link, Message
+from .limits import SafetyLimits
+from .link import Caller, Link, Message
 from .loop import ControlLoop
+from .messages import VERSION, began, ended, fingerprint, retold, stepped
 from .operator import Event, Operator, OperatorState, Phase
+from .plan import Purpose, RobotSide, next_purpose, scene_seed
 from .recorder import Recorder
-from .replay import Attempt, read_attempt, read_lines
-from .robot import PIXELS, Control, RobotEnv
+from .replay import read_attempt, read_lines
+from .robot import PIXELS, RobotEnv
 from .rollout import Ending, Tick, Verdict
-from .safety import SafeRobot, SafetyLimits
+from .safety import SafeRobot
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of what both processes say to one another."""
 _STATUS_S = 0.1
 _AGAIN_S = 1.0
 _SETTLE_S = 60.0
@@ -63,8 +62,16 @@ SAYABLE: Mapping[str, tuple[str, Callable[[OperatorState], bool]]] = {
 }
 """By a browser's names of keys: what the person can say, in words, and when it means something."""
 
-Purpose = Literal["rollout", "evaluation", "demonstration"]
-Source = Literal["person", "environment", "head"]
+
+@runtime_checkable
+class OwnScene(Protocol):
+    """A robot that puts its scene back by itself, and knows whether the task is done, such as a simulated one."""
+
+    succeeded: bool
+
+    def reset_scene(self, seed: int | None = None) -> None:
+        """Another scene, drawn with the seed; returns when it is there."""
+        ...
 
 
 class ActingPolicy(Protocol):
@@ -81,80 +88,6 @@ class ActingPolicy(Protocol):
     def act(self, observation: Mapping[str, np.ndarray], *, explore: bool) -> Float[np.ndarray, " a"]:
         """An action in [-1, 1], within a part of the control period."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RobotSide:
-    """What the robot's process is told."""
-
-    out: Path
-    """Folder of the recording and of what this process must not forget."""
-    robot: RobotConfig
-    teleop: TeleoperatorConfig | None = None
-    limits: Path
-    instruction: str
-    task: str = ""
-    rate_hz: float = 20.0
-    horizon: int = 200
-    """Steps until a rollout is truncated."""
-    control: Control = "delta"
-    views: tuple[str, ...] | None = None
-    size: tuple[int, int] | None = None
-    home: Mapping[str, float] | None = None
-    success: Source = "person"
-    """Who says that the task is done. A person always may."""
-    stable_steps: int = 5
-    """How many steps in a row the success head must be sure, where it says so."""
-    sure: float = 0.9
-    """P(done) from which the success head is sure."""
-    learner: Address | None = None
-    """Nobody learns while a person demonstrates."""
-    rollouts: int | None = None
-    """How many to end after."""
-    evaluate_every: int = 0
-    """Rollouts between two evaluations; 0 for none."""
-    evaluations: int = 10
-    """Deterministic rollouts of one evaluation, nothing of which is learned."""
-    seed: int = 0
-    """Of the scenes, where the robot sets them itself."""
-    attended: bool = False
-    """Whether a person says when the scene is reset, also of a robot that resets it by itself."""
-    demonstrate: bool = False
-    """Whether the person drives all of every rollout."""
-
-    @property
-    def recording(self) -> Path:
-        """The data set."""
-        return self.out / "episodes"
-
-
-def next_purpose(lines: list[dict[str, Any]], side: RobotSide) -> Purpose | None:
-    """What the next episode is for, given those recorded; None if it is enough."""
-    done = [line["behaviour"] for line in lines]
-    rollouts, evaluations = done.count("rollout"), done.count("evaluation")
-    if side.demonstrate:
-        return "demonstration" if done.count("demonstration") < (side.rollouts or 1) else None
-    if side.evaluate_every and evaluations < rollouts // side.evaluate_every * side.evaluations:
-        return "evaluation"
-    return None if side.rollouts is not None and rollouts >= side.rollouts else "rollout"
-
-
-def scene_seed(side: RobotSide, lines: list[dict[str, Any]], purpose: Purpose) -> int:
-    """Of the scene of the next episode: evaluations all meet the same ones, which no rollout meets."""
-    number = sum(line["behaviour"] == purpose for line in lines)
-    if purpose == "evaluation":
-        number %= side.evaluations
-    stream = ("rollout", "evaluation", "demonstration").index(purpose)
-    return int(np.random.SeedSequence(side.seed, spawn_key=(stream, number)).generate_state(1)[0])
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of config and weights in a checkpoint's folder."""
-    files = [path / "config.json", path / "model.safetensors"] if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class Actor:
@@ -175,11 +108,11 @@ class Actor:
         self._limits = SafetyLimits.read(side.limits)
         self._robot = make_robot_from_config(side.robot)
         self.safe = SafeRobot(self._robot, self._limits)
-        self._scene: Callable[[int | None], None] | None = getattr(self._robot, "reset_scene", None)
+        self._scene = self._robot if isinstance(self._robot, OwnScene) else None
         """Robots that are simulated put everything back by themselves; for all others a person does."""
         self._attended = side.attended or self._scene is None
         teleop = make_teleoperator_from_config(side.teleop) if side.teleop is not None else None
-        if side.success == "environment" and not hasattr(self._robot, "succeeded"):
+        if side.success == "environment" and self._scene is None:
             raise RobotError(
                 f"{self._robot.name} cannot say itself whether the task is done; expected success='person' or 'head'"
             )
@@ -340,7 +273,8 @@ class Actor:
     def _succeeded(self, _observation: Mapping[str, np.ndarray], _info: Mapping[str, Any]) -> Verdict:
         done = False
         if self.side.success == "environment":
-            done = bool(getattr(self._robot, "succeeded"))  # noqa: B009 (LeRobot's robots have none)
+            assert self._scene is not None, "checked at the beginning"
+            done = self._scene.succeeded
         elif self.side.success == "head":
             self._attend()
             done = self._sure >= self.side.stable_steps
@@ -360,7 +294,7 @@ class Actor:
             self._wait("you, to reset the scene and say ready", True, 0.0)
             self._require_going("during a reset")
         if self._scene is not None:
-            self._scene(seed)
+            self._scene.reset_scene(seed)
         self._waits_for = ""
         if self._policy is not None:
             self._policy.begin()
@@ -391,14 +325,14 @@ class Actor:
         self._number, self._whole = self.recorder.episodes, True
         self._observation = observation
         self._seen.append(time.monotonic())
-        self._send(_began(self._number, self._purpose, observation, info["time"], recorded=False))
+        self._send(began(self._number, self._purpose, observation, info["time"], recorded=False))
 
     def tick(self, tick: Tick) -> None:
         """A transition has happened."""
         self._observation = tick.next_observation
         self._seen.append(time.monotonic())
         self._send(
-            _stepped(
+            stepped(
                 self._number,
                 tick.index,
                 tick.info["action"],
@@ -416,7 +350,7 @@ class Actor:
         if self._policy_bytes:
             self._keep_policy()
         success, terminated = ending.verdict is Verdict.SUCCESS, ending.verdict in (Verdict.SUCCESS, Verdict.FAILURE)
-        if self._send(_ended(self._number, ending.ticks, success=success, terminated=terminated, kept=kept)) and kept:
+        if self._send(ended(self._number, ending.ticks, success=success, terminated=terminated, kept=kept)) and kept:
             self._underway.add(self._number)
 
     def _note_timing(self, ending: Ending) -> None:
@@ -618,83 +552,6 @@ class Actor:
 
 def _percentile_ms(seconds: list[float], percent: float) -> float | None:
     return 1000 * float(np.percentile(seconds, percent)) if seconds else None
-
-
-def _pictures(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {key: to_png(picture) for key, picture in observation.items() if key.startswith(PIXELS)}
-
-
-def _began(
-    number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float, *, recorded: bool
-) -> Callable[[], Message]:
-    return lambda: Message(
-        kind="begin",
-        fields={"episode": number, "purpose": purpose, "time": time_s, "recorded": recorded},
-        arrays={"state": observation["state"], **_pictures(observation)},
-    )
-
-
-def _stepped(
-    number: int,
-    index: int,
-    action: np.ndarray,
-    following: Mapping[str, np.ndarray],
-    *,
-    time_s: float,
-    reward: float,
-    intervention: bool,
-) -> Callable[[], Message]:
-    return lambda: Message(
-        kind="tick",
-        fields={
-            "episode": number,
-            "index": index,
-            "time": time_s,
-            "reward": float(reward),
-            "intervention": bool(intervention),
-        },
-        arrays={"action": np.asarray(action, np.float32), "state": following["state"], **_pictures(following)},
-    )
-
-
-def _ended(number: int, ticks: int, *, success: bool, terminated: bool, kept: bool) -> Message:
-    return Message(
-        kind="end",
-        fields={"episode": number, "ticks": ticks, "success": success, "terminated": terminated, "kept": kept},
-    )
-
-
-def retold(attempt: Attempt) -> list[Message | Callable[[], Message]]:
-    """A recorded rollout as what was sent, or should have been, while it happened."""
-    seen = [
-        {"state": attempt.state[t], **{PIXELS + name: pictures[t] for name, pictures in attempt.views.items()}}
-        for t in range(len(attempt.state))
-    ]
-    said: list[Message | Callable[[], Message]] = [
-        _began(attempt.number, attempt.purpose, seen[0], float(attempt.time[0]), recorded=True)
-    ]
-    for t in range(len(attempt.rewards)):
-        said.append(
-            _stepped(
-                attempt.number,
-                t,
-                attempt.actions[t],
-                seen[t + 1],
-                time_s=float(attempt.time[t + 1]),
-                reward=float(attempt.rewards[t]),
-                intervention=bool(attempt.interventions[t]),
-            )
-        )
-    said.append(
-        _ended(
-            attempt.number,
-            len(attempt.rewards),
-            success=attempt.success,
-            terminated=attempt.terminated,
-            kept=True,
-        )
-    )
-    return said
 
 
 def drive(side: RobotSide, make_policy: Callable[[Path], ActingPolicy], pipe: Connection, token: bytes) -> None:

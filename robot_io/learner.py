@@ -24,9 +24,9 @@ from jaxtyping import Float
 from grm.errors import CheckpointError, GrmError, OutputError
 from grm.reward import Frame, Judgement, ProcessReward, Task
 
-from .actor import VERSION, fingerprint
 from .cameras import as_recorded, from_file
 from .link import Address, Host, Link, Message
+from .messages import VERSION, fingerprint
 from .replay import Attempt
 from .robot import PIXELS
 

@@ -163,7 +163,7 @@ class Operator:
     def _device_events(self) -> Iterator[Event]:
         """What changed on the teleoperator's buttons: held buttons are said once."""
         report = getattr(self.teleoperator, "get_teleop_events", None)
-        if report is None or not self.teleoperator.is_connected:  # type: ignore[union-attr]
+        if self.teleoperator is None or report is None or not self.teleoperator.is_connected:
             return
         now = {event: bool(value) for event, value in report().items()}
         before, self._held = self._held, now

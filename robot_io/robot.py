@@ -15,9 +15,10 @@ from jaxtyping import Float
 
 from .cameras import Freshness, resize
 from .errors import LimitError, RobotError, StaleFrameError
+from .limits import POSITION, VELOCITY
 from .pace import Pacer, Timing
 from .rollout import Verdict
-from .safety import POSITION, VELOCITY, Kinematics, SafeRobot
+from .safety import Kinematics, SafeRobot
 
 PIXELS = "pixels."
 """Prefix of the observation keys that hold images, as in `envs.cameras`."""

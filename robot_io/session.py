@@ -20,10 +20,11 @@ from typing import Any
 
 from grm.errors import GrmError
 
-from .actor import ActingPolicy, RobotSide, drive
+from .actor import ActingPolicy, drive
 from .learner import LearnerSide, MakeMind, teach
 from .link import Address, Link, Message
 from .operator import KEYS
+from .plan import RobotSide
 
 _log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from lerobot.utils.errors import DeviceNotConnectedError
 from envs.cameras import PIXELS
 from envs.metaworld import MetaWorldEnv
 
-from .safety import SafetyLimits
+from .limits import SafetyLimits
 
 _CONTROL_HZ = 80
 """Meta-World's control steps per second of simulated time."""

@@ -7,10 +7,8 @@ from .potential import (
     ModelPotential,
     Potential,
     StatePotential,
-    ValueScale,
     frame_of,
     shaping_reward,
-    value_scale,
 )
 from .wrapper import PotentialShaping
 
@@ -19,8 +17,6 @@ __all__ = [
     "Potential",
     "PotentialShaping",
     "StatePotential",
-    "ValueScale",
     "frame_of",
     "shaping_reward",
-    "value_scale",
 ]

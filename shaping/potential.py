@@ -185,57 +185,6 @@ class ModelPotential[C](Potential[Any]):
         return Judgement(potential=pessimistic, spread=raw.spread, judged=raw.judged)
 
 
-def value_scale(potential: ArrayLike, *, gamma: float, horizon: float) -> np.ndarray:
-    """Gamma ** ((1 - Φ) * horizon), elementwise; NaN, an abstention, stays NaN. `ValueScale` says why."""
-    return np.asarray(gamma ** ((1 - np.asarray(potential)) * horizon))
-
-
-class ValueScale[O](Potential[O]):
-    """Another potential on the scale of the learner's own values: Φ becomes gamma ** ((1 - Φ) * horizon).
-
-    A process reward says how much is done, linearly in time. What a learner is paid with should be in the unit it
-    learns: somebody who needs (1 - Φ) * horizon more decisions to a success that pays 1 is worth that power of gamma.
-    On the demonstrated path the shaping reward then is about 0, off it about the advantage, negative. On the linear
-    scale it is negative on the path itself as soon as Φ > gamma / ((1 - gamma) * horizon): confusing to read, and no
-    hindrance: at weight 1 one learner was faster on the linear scale, whose differences are larger (`docs/log.md`, one
-    task, one seed). The value scale is what a shorter horizon than the potential's needs (`docs/derivations.md`,
-    sections 6 and 11).
-
-    Abstentions stay; a spread is carried over to first order.
-
-    Args:
-        potential: Φ in [0, 1], about linear in time; it serves this one alone.
-        gamma: the learner's discount per decision, in (0, 1].
-        horizon: decisions from Φ = 0 to Φ = 1, positive: the length of the demonstration.
-    """
-
-    def __init__(self, potential: Potential[O], *, gamma: float, horizon: float) -> None:
-        if not 0 < gamma <= 1:
-            raise TraceError(f"gamma is {gamma}; expected the learner's discount per decision, in (0, 1]")
-        if not (np.isfinite(horizon) and horizon > 0):
-            raise TraceError(f"horizon is {horizon}; expected a positive number: the decisions of the demonstration")
-        self.potential = potential
-        self.gamma = gamma
-        self.horizon = horizon
-
-    def reset(self, indices: Sequence[int], observations: Sequence[O]) -> Judgement:
-        """See `Potential`."""
-        return self._scaled(self.potential.reset(indices, observations))
-
-    def advance(self, indices: Sequence[int], observations: Sequence[O]) -> Judgement:
-        """See `Potential`."""
-        return self._scaled(self.potential.advance(indices, observations))
-
-    def features(self, index: int) -> np.ndarray | None:
-        """Those of the other potential."""
-        return self.potential.features(index)
-
-    def _scaled(self, judgement: Judgement) -> Judgement:
-        value = value_scale(judgement.potential, gamma=self.gamma, horizon=self.horizon)
-        slope = -np.log(self.gamma) * self.horizon * value
-        return Judgement(potential=value, spread=slope * judgement.spread, judged=judgement.judged)
-
-
 def check_potential(judgement: Judgement, count: int) -> None:
     """Raise `TraceError` unless there is one judgement per environment, finite and in [0, 1] wherever it is judged."""
     if len(judgement) != count:

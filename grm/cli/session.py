@@ -2,28 +2,25 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import CheckpointError, MissingExtraError, OutputError, TraceError
-from ..models.checkpoint import locate
-from ..models.multiview import GRM, Carry, packaged_checkpoint
-from ..reward import Frame, Judgement, Task
+from .mind import MakeMind, MakePolicy
 from .output import check_output, command_line, commit
 from .serve import read_token
 from .terminal import console
 
 if TYPE_CHECKING:
-    from robot_io.actor import RobotSide
     from robot_io.learner import LearnerSide
+    from robot_io.plan import RobotSide
     from robot_io.replay import Attempt
 
 _SHOW_S = 0.25
@@ -127,7 +124,7 @@ class Session:
             make_policy=MakePolicy(instruction=robot.instruction) if robot is not None else None,
             make_mind=self.make_mind() if learner is not None else None,
             token=token,
-            preload=("grm.cli.session", "policies.offpolicy"),
+            preload=("grm.cli.mind", "policies.offpolicy"),
         )
         with ExitStack() as stack:
             stack.enter_context(interrupted(session))
@@ -176,9 +173,9 @@ class Session:
     def sides(self) -> "tuple[RobotSide | None, LearnerSide | None]":
         """What both processes are told. Raises `GrmError` for what does not go together."""
         from robot_io import sim
-        from robot_io.actor import RobotSide
         from robot_io.devices import robot_config, teleop_config
         from robot_io.learner import LearnerSide
+        from robot_io.plan import RobotSide
         from robot_io.session import free_address
 
         if (self.listen or self.learner) and self.token_file is None:
@@ -248,7 +245,7 @@ class Session:
             )
         return recorded_episodes(self.demo)[self.demo_episode].instruction, attempt
 
-    def make_mind(self) -> "MakeMind":
+    def make_mind(self) -> MakeMind:
         """What makes the learner's mind."""
         if self.demo is None:
             raise OutputError("no demonstration; expected --demo with a folder, also where only the learner runs")
@@ -310,204 +307,3 @@ def _summary(state: Mapping[str, Any]) -> str:
         parts.append(f"Φ {phi[-1]:.2f}")
     waits = state.get("waits_for")
     return f"{state['phase']}: {', '.join(parts)}" + (f"; waiting for {waits}" if waits else "")
-
-
-@dataclass(frozen=True)
-class MakePolicy:
-    """Makes what acts, in the robot's process."""
-
-    instruction: str
-
-    def __call__(self, folder: Path) -> "ActingOnFeatures":
-        """From the folder of the GRM whose features it sees."""
-        import torch
-
-        torch.set_num_threads(1)
-        return ActingOnFeatures(GRM.from_pretrained(folder), self.instruction)
-
-
-class ActingOnFeatures:
-    """A learner's policy on proprioception and the GRM's features of the newest pictures."""
-
-    def __init__(self, model: GRM, instruction: str) -> None:
-        self._model, self._task = model, Task(instruction=instruction)
-        self._carry = model.start(self._task)
-        self._policy: Any = None
-
-    def load(self, policy: bytes) -> None:
-        """See `robot_io.actor.ActingPolicy`."""
-        from policies.proposals import load_acting_policy
-
-        fresh = load_acting_policy(policy)
-        if self._policy is not None:
-            fresh.continue_rollout(self._policy)
-        self._policy = fresh
-
-    def begin(self) -> None:
-        """See `robot_io.actor.ActingPolicy`."""
-        self._carry = self._model.start(self._task)
-        self._policy.begin_rollout()
-
-    def act(self, observation: Mapping[str, np.ndarray], *, explore: bool) -> Float[np.ndarray, " a"]:
-        """See `robot_io.actor.ActingPolicy`."""
-        views = {key.removeprefix("pixels."): value for key, value in observation.items() if key != "state"}
-        [self._carry], _ = self._model.extend([self._carry], [[Frame(views=views)]])
-        seen = np.concatenate([observation["state"], self._model.features(self._carry)])
-        action, _ = self._policy.predict(seen, deterministic=not explore)
-        return action
-
-
-@dataclass(frozen=True)
-class MakeMind:
-    """Makes what judges and learns, in the learner's process: adapts and clones one demonstration, or goes on."""
-
-    out: Path
-    demo: Path
-    episode: int
-    instruction: str
-    model: str
-    grm: Path | None
-    steps: int
-    gamma: float
-    guidance: float
-    updates_per_step: int
-    seed: int
-    threads: int
-    card: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, checkpoint: Path | None, report: Callable[[str], None]) -> "GrmMind":
-        """See `robot_io.learner.MakeMind`."""
-        import torch
-
-        from robot_io.replay import read_attempt
-
-        torch.set_num_threads(self.threads)
-        model, task, folder = self.judge(report)
-        report("cloning the demonstration" if checkpoint is None else "reading the checkpoint")
-        return GrmMind(self, model, task, folder, read_attempt(self.demo, self.episode), checkpoint)
-
-    def judge(self, report: Callable[[str], None]) -> tuple[GRM, Task, Path]:
-        """The adapted GRM, which is made if it is not there yet, the task, and the GRM's folder."""
-        from ..data.lerobot import read_episodes
-
-        [episode] = read_episodes(self.demo, [self.episode])
-        folder = self.grm or self.out / "grm"
-        if not (folder / "config.json").exists():
-            if self.grm is not None:
-                raise OutputError(f"{self.grm} holds no GRM; expected a folder that `grm adapt` wrote")
-            report("adapting the GRM to the demonstration")
-            self._adapt(episode, folder)
-        task = Task(instruction=self.instruction or episode.instruction, goal=episode.frames[-1])
-        return GRM.from_pretrained(folder), task, folder
-
-    def _adapt(self, episode: Any, folder: Path) -> None:
-        from ..data.replay import read_replay
-        from ..train import adapt
-
-        old = GRM.from_pretrained(self.model)
-        replay = list(read_replay(locate(self.model, packaged_checkpoint())))
-        new = adapt(old, episode, replay, steps=self.steps, seed=self.seed)
-        partial = folder.with_name(f".{folder.name}")
-        new.save_pretrained(partial, self.card)
-        partial.replace(folder)
-
-
-class GrmMind:
-    """A GRM that judges, and a learner that acts on its features; see `robot_io.learner.Mind`."""
-
-    def __init__(
-        self,
-        made: MakeMind,
-        model: GRM,
-        task: Task,
-        grm: Path,
-        shown: "Attempt",
-        checkpoint: Path | None,
-    ) -> None:
-        from gymnasium import spaces
-
-        from policies.collecting import elsewhere
-        from policies.demonstration import Demonstration
-        from policies.offpolicy import DemonstrationSAC
-
-        class Sliced(DemonstrationSAC):
-            """Draws batches for a few updates at a time: all at once takes longer than a frame should wait."""
-
-            def train(self, gradient_steps: int, batch_size: int = 128) -> None:
-                for begin in range(0, gradient_steps, _SLICE):
-                    super().train(min(_SLICE, gradient_steps - begin), batch_size)
-
-        self.model, self.task, self.grm = model, task, grm
-        carry, seen = model.start(task), []
-        for state, frame in zip(shown.state, shown.frames, strict=True):
-            [carry], _ = model.extend([carry], [[frame]])
-            seen.append(self.observe(state, carry))
-        observations = np.stack(seen)
-        space = spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32)
-        env = elsewhere(space, spaces.Box(-1.0, 1.0, shown.actions.shape[1:], np.float32))
-        if checkpoint is not None:
-            self._learner = Sliced.load_checkpoint(checkpoint / "policy", env)
-        else:
-            self._learner = Sliced(
-                env,
-                Demonstration(**_transitions(shown, observations)),
-                gamma=made.gamma,
-                guidance=made.guidance,
-                updates_per_step=made.updates_per_step,
-                seed=made.seed,
-            )
-
-    def observe(self, state: Float[np.ndarray, " n"], carry: Carry) -> Float[np.ndarray, " m"]:
-        """Proprioception, and what the GRM's encoder saw."""
-        return np.concatenate([state, self.model.features(carry)]).astype(np.float32)
-
-    def learn(
-        self, attempt: "Attempt", observations: np.ndarray, judgement: Judgement, between: Callable[[], None]
-    ) -> None:
-        """See `robot_io.learner.Mind`."""
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
-        from policies.demonstration import Collected
-
-        collected = Collected(
-            **_transitions(attempt, observations),
-            success=attempt.success,
-            task_reward=float(attempt.rewards.sum()),
-            intervened=attempt.interventions,
-            phi=judgement.potential[:-1],
-        )
-        # After each step of whichever optimiser: of actor and critics, of the cloned policy, of the guide.
-        pausing = register_optimizer_step_post_hook(lambda *_: between())
-        try:
-            self._learner.learn_from(collected)
-        finally:
-            pausing.remove()
-
-    def policy(self) -> bytes:
-        """See `robot_io.learner.Mind`."""
-        return self._learner.acting_policy()
-
-    def updates(self) -> int:
-        """See `robot_io.learner.Mind`."""
-        return self._learner._n_updates
-
-    def save(self, folder: Path) -> None:
-        """See `robot_io.learner.Mind`."""
-        self._learner.save_checkpoint(folder / "policy")
-
-
-def _transitions(attempt: "Attempt", observations: Float[np.ndarray, "T+1 m"]) -> dict[str, Any]:
-    """As a learner takes them, with the task's own rewards."""
-    ends = np.zeros(len(attempt.rewards), bool)
-    ends[-1] = attempt.terminated
-    return {
-        "observations": observations[:-1],
-        "actions": np.clip(attempt.actions, -1, 1),
-        "rewards": attempt.rewards,
-        "next_observations": observations[1:],
-        "terminated": ends,
-    }
-
-
-_SLICE = 16
-"""Updates whose batches are drawn at once; even, since every second one is the actor's, too."""

@@ -8,6 +8,8 @@ from benchmarks import phi_entry
 from benchmarks.distilled import Asked, agreement, ask, distill
 from envs.metaworld import MetaWorldEnv
 from grm.errors import TaskError
+from shaping import ModelPotential, StatePotential
+from tests.shaping.test_potential import TASK, Brightness, seen
 
 
 def test_held_out_tasks_are_not_tuned_on(monkeypatch):
@@ -68,3 +70,22 @@ def test_what_is_distilled_agrees_with_what_was_asked():
     assert max(found["error_linear"], found["error_value"]) < 0.03
     untrained = agreement(distill(asked, seed=0, steps=0), asked)
     assert untrained["error_linear"] > 0.1
+
+
+def test_the_value_scale_by_hand():
+    """Half done of four decisions at gamma .9: two to go, .81; nothing done .9 to the fourth; done 1."""
+    answers = iter([0.5, 0.0, 1.0])
+    scaled = phi_entry.ValueScale(StatePotential[None](lambda _: next(answers)), gamma=0.9, horizon=4)
+    judgement = scaled.reset([0, 1, 2], [None] * 3)
+    np.testing.assert_allclose(judgement.potential, [0.81, 0.9**4, 1.0])
+    assert judgement.judged.all()
+
+
+def test_the_value_scale_keeps_abstentions_and_carries_the_spread():
+    potential = phi_entry.ValueScale(ModelPotential(Brightness(spread=0.01), TASK), gamma=0.98, horizon=50)
+    first = potential.reset([0, 1], [seen(51), seen(0)])
+    assert first.judged.tolist() == [True, False]
+    assert np.isnan([first.potential[1], first.spread[1]]).all()
+    above, below = (0.98 ** ((1 - phi) * 50) for phi in (0.21, 0.19))
+    assert first.spread[0] == pytest.approx((above - below) / 2, rel=1e-3)
+    assert potential.advance([0], [seen(102)]).potential[0] == pytest.approx(0.98 ** (0.7 * 50))

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from shaping import StatePotential, ValueScale, shaping_reward
+from shaping import shaping_reward
 from tests.shaping.mdp import TabularMDP, chain, random_mdp
 
 from .test_invariance import ALMOST, ATTEMPT, MODEL, WAIT, risky
@@ -86,9 +86,7 @@ def test_on_the_value_scale_what_keeps_up_is_paid_the_same_and_a_lost_step_costs
     """A chain with the share done as Φ: γ · γ^{τ-1} - γ^τ = 0 for a step made, -(1 - γ) γ^τ for a step lost."""
     length, gamma = 6, 0.9
     mdp = chain(length, gamma=gamma)
-    scaled = ValueScale(StatePotential[int](lambda s: s / length), gamma=gamma, horizon=length)
-    psi = scaled.reset(range(length + 1), range(length + 1)).potential
-    np.testing.assert_allclose(psi, gamma ** np.arange(length, -1, -1.0))
+    psi = gamma ** ((1 - np.arange(length + 1) / length) * length)
     paid = guided(mdp, psi, share).reward
     for s in range(length - 1):
         assert paid[s, 1, s + 1] == pytest.approx(0)

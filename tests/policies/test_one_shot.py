@@ -29,10 +29,11 @@ from policies.one_shot import (
     transitions,
     write_config,
 )
-from policies.onlookers import ModelOnlooker, Onlooker, Opinion, look_at
+from policies.onlookers import ModelOnlooker, Opinion, look_at
 from policies.stopwatch import Stopwatch
 
 from .conftest import SETTINGS
+from .watched import Script
 
 
 @pytest.fixture(scope="module")
@@ -147,42 +148,11 @@ def test_shaped_transitions_telescope(begun, demonstration, model, weight, pessi
     assert shaped.rewards[-1] == pytest.approx(1.0 - weight * phi[-2], abs=1e-5)
 
 
-class Saying(Onlooker):
-    """Opinions of the frames one after another, the last one for all that come later."""
-
-    def __init__(self, *opinions: Opinion) -> None:
-        self.opinions = opinions
-        self.at = 0
-
-    def begin(self, observation, env):
-        self.at = 0
-        return self.opinions[0]
-
-    def follow(self, observation, info, env):
-        self.at += 1
-        return self.opinions[min(self.at, len(self.opinions) - 1)]
-
-
-def test_on_the_value_scale_the_demonstrated_path_is_paid_about_nothing(demonstration):
-    settings = dataclasses.replace(SETTINGS, shaping_weight=1.0, scale="value", gamma=0.98)
-    opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
-    shown = transitions(GRM_SHAPED, settings, demonstration, Saying(*opinions))
-    linear = transitions(GRM_SHAPED, dataclasses.replace(settings, scale="linear"), demonstration, Saying(*opinions))
-    assert np.abs(shown.rewards[:-1]).max() < 0.001 < np.abs(linear.rewards[:-1]).max()
-    venv, _ = make_learner_env(GRM_SHAPED, settings, demonstration, Saying(*opinions[:2]), Stopwatch())
-    venv.seed(3)
-    venv.reset()
-    _, [reward], _, [info] = venv.step(np.zeros((1, 4), np.float32))
-    assert reward == pytest.approx(shown.rewards[0], abs=1e-6)
-    assert info["phi"] == pytest.approx(0.98 ** ((1 - opinions[1].phi) * len(demonstration)))
-    venv.close()
-
-
 def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
     settings = dataclasses.replace(SETTINGS, guidance=1.0, gamma=0.98)
     opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
     for arm, guided in ((SPARSE, False), (GRM_SHAPED, True), (arm_named("self_guided"), True)):
-        onlooker = Saying(*opinions) if arm == GRM_SHAPED else None
+        onlooker = Script(*opinions) if arm == GRM_SHAPED else None
         venv, _ = make_learner_env(arm, settings, demonstration, onlooker, Stopwatch())
         learner = make_learner(arm, settings, demonstration, onlooker, venv)
         assert (learner.guide is not None) == guided, arm.name
@@ -197,9 +167,9 @@ def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
 def test_an_abstention_shapes_nothing_of_the_demonstration(demonstration):
     phi = np.linspace(0.1, 0.9, len(demonstration))
     opinions = [Opinion(phi=float(value)) for value in phi]
-    honest = transitions(GRM_SHAPED, SETTINGS, demonstration, Saying(*opinions))
+    honest = transitions(GRM_SHAPED, SETTINGS, demonstration, Script(*opinions))
     opinions[5] = Opinion()
-    shown = transitions(GRM_SHAPED, SETTINGS, demonstration, Saying(*opinions))
+    shown = transitions(GRM_SHAPED, SETTINGS, demonstration, Script(*opinions))
     np.testing.assert_array_equal(shown.rewards[4:6], demonstration.rewards[4:6])
     np.testing.assert_array_equal(np.delete(shown.rewards, [4, 5]), np.delete(honest.rewards, [4, 5]))
 
@@ -368,7 +338,7 @@ def test_a_potential_that_abstains_everywhere_is_an_arm_without_one_and_says_so(
 ):
     settings = dataclasses.replace(SETTINGS, guidance=guidance)
     assert run_arm(settings, arm_named(alone), begun_copy)
-    monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Saying(Opinion()))
+    monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Script(Opinion()))
     assert run_arm(settings, GRM_SHAPED, begun_copy)
     without, silent = (what_happened(arm_folder(begun_copy, name) / "rollouts.csv") for name in (alone, "grm"))
     assert [row["abstained"] for row in silent] == [row["length"] for row in silent]
@@ -396,7 +366,7 @@ def test_a_guided_arm_that_was_killed_goes_on_as_if_it_had_not(begun, tmp_path):
 
 @pytest.mark.parametrize("phi", [float("nan"), 1.2, -0.1])
 def test_a_potential_that_is_none_stops_the_arm(begun_copy, monkeypatch, phi):
-    monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Saying(Opinion(phi=0.5), Opinion(phi=phi)))
+    monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Script(Opinion(phi=0.5), Opinion(phi=phi)))
     with pytest.raises(TraceError, match=r"the potential is .*; expected a number in \[0, 1\]"):
         run_arm(SETTINGS, GRM_SHAPED, begun_copy)
     assert read_evaluation(begun_copy, "grm") is None

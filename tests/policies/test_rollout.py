@@ -55,7 +55,7 @@ def test_what_cannot_be_evaluated_is_refused():
     with pytest.raises(TraceError, match="expected one"):
         evaluate(policy, DummyVecEnv([Reaching, Reaching]))
     with pytest.raises(TraceError, match="VecExtractDictObs"):
-        evaluate(policy, Reaching())  # type: ignore[arg-type]
+        evaluate(policy, Reaching())
     env = DummyVecEnv([lambda: gym.wrappers.TimeLimit(Silent(), 2)])
     with pytest.raises(TraceError, match="expected 'success'"):
         evaluate(policy, env)

@@ -36,7 +36,7 @@ class World(gym.Env):
 
 
 class Script(Onlooker):
-    """Says one thing after another, from the beginning of each episode."""
+    """Says one thing after another, from the beginning of each episode; the last one for all that comes later."""
 
     def __init__(self, *opinions: Opinion) -> None:
         self.opinions = opinions
@@ -48,7 +48,7 @@ class Script(Onlooker):
 
     def follow(self, observation, info, env):
         self.at += 1
-        return self.opinions[self.at]
+        return self.opinions[min(self.at, len(self.opinions) - 1)]
 
 
 def watched(*opinions: Opinion, **world: Any) -> Watched:

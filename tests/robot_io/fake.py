@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from robot_io.safety import JointLimits, SafetyLimits, WatchdogTimes, Workspace
+from robot_io.limits import JointLimits, SafetyLimits, WatchdogTimes, Workspace
 
 JOINTS = {
     "shoulder.pos": JointLimits(unit="deg", low=-90, high=90, max_step=4, max_velocity=50, max_lead=12),
@@ -61,7 +61,7 @@ class FakeRobot:
 
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
         if self.broken or self.deaf:
-            raise self.broken or self.deaf  # type: ignore[misc]
+            raise self.broken or self.deaf
         self.commands.append(dict(action))
         for name, value in action.items():
             self.positions[name] += self.follow * (value - self.positions[name])

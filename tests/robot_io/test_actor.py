@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot_io.actor import SAYABLE, RobotSide, fingerprint, next_purpose, retold, scene_seed
+from robot_io.actor import SAYABLE
 from robot_io.link import Message
+from robot_io.messages import fingerprint, retold
 from robot_io.operator import KEYS, OperatorState, Phase
+from robot_io.plan import RobotSide, next_purpose, scene_seed
 from robot_io.sim import SimRobotConfig
 
 from .test_learner import attempt

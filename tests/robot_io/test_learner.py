@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from grm.errors import CheckpointError
-from robot_io.actor import VERSION, retold
 from robot_io.cameras import as_recorded
 from robot_io.learner import Learning, checkpoints, read_state
 from robot_io.link import Caller, Host, Link, Message
+from robot_io.messages import VERSION, retold
 from robot_io.replay import Attempt
 
 from .toy import Brightness, Tally, shaped

@@ -205,7 +205,7 @@ def test_a_pause_holds_and_a_verdict_in_it_counts(make_env, arm):
         if held == 9:
             operator.say(Event.SUCCESS)
 
-    env.hold = counted  # type: ignore[method-assign]
+    env.hold = counted
     policy = script(operator, (2, Event.PAUSE), (4, Event.PAUSE))
     [ending] = ControlLoop(env, policy, subscribers=[witness], operator=operator).run(1, seed=3)
     assert held == 9

@@ -138,7 +138,7 @@ class Gamepad:
 )
 def test_a_gamepads_buttons_are_said_once_each(button, verdict):
     pad = Gamepad()
-    operator = Operator(pad)  # type: ignore[arg-type]
+    operator = Operator(pad)
     operator.begin()
     pad.buttons[TeleopEvents.IS_INTERVENTION] = True
     assert operator.poll().intervening
@@ -157,7 +157,7 @@ def test_a_gamepads_buttons_are_said_once_each(button, verdict):
 
 def test_a_gamepad_reports_rerecord_with_terminate_as_lerobots_does():
     pad = Gamepad()
-    operator = Operator(pad)  # type: ignore[arg-type]
+    operator = Operator(pad)
     operator.begin()
     pad.buttons |= {TeleopEvents.TERMINATE_EPISODE: True, TeleopEvents.RERECORD_EPISODE: True}
     assert operator.poll().verdict is Verdict.DISCARD
@@ -202,6 +202,6 @@ def test_a_terminals_keys_are_heard():
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+        process.stdout.close()
         os.close(master)
         os.close(slave)

@@ -39,7 +39,7 @@ def test_before_anybody_has_said_anything_all_that_the_page_draws_is_there():
 
 
 def browser(session: Pretended) -> TestClient:
-    return TestClient(make_page(session, TOKEN), base_url="http://127.0.0.1:8770")  # type: ignore[arg-type]
+    return TestClient(make_page(session, TOKEN), base_url="http://127.0.0.1:8770")
 
 
 def test_the_page_its_state_and_its_pictures():
@@ -68,7 +68,7 @@ def test_a_key_needs_the_pages_token_and_a_meaning():
 
 
 def test_another_host_name_is_not_this_machine():
-    client = TestClient(make_page(Pretended(), TOKEN), base_url="http://evil.example")  # type: ignore[arg-type]
+    client = TestClient(make_page(Pretended(), TOKEN), base_url="http://evil.example")
     assert client.get("/").status_code == 400
     assert client.get("/state").status_code == 400
 
@@ -99,10 +99,10 @@ FULL = {
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` brings one")
 def test_in_a_browser_it_shows_the_state_and_takes_keys():
     session = Pretended()
-    session.state = lambda: FULL  # type: ignore[method-assign]
+    session.state = lambda: FULL
     picture = np.zeros((16, 16, 3), np.uint8)
     session.pictures = {"front": to_jpeg(picture)}
-    with page.served(session, 0) as address, sync_playwright() as playwright:  # type: ignore[arg-type]
+    with page.served(session, 0) as address, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         shown = chromium.new_page()
         wrong: list[str] = []

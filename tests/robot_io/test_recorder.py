@@ -69,7 +69,7 @@ def rollout(recorder: Recorder, seed: int, *, ticks: int = 6, verdict=Verdict.SU
 
 
 def make(root: Path) -> Recorder:
-    return Recorder(root, NoEnv(), "open the door", task="door", rate_hz=RATE_HZ)  # type: ignore[arg-type]
+    return Recorder(root, NoEnv(), "open the door", task="door", rate_hz=RATE_HZ)
 
 
 def stock(root: Path):
@@ -165,9 +165,9 @@ def test_what_does_not_fit_is_refused(recorded, tmp_path):
 
     for env, said in ((Other(), "observation.state"), (Bigger(), "observation.images.front")):
         with pytest.raises(OutputError, match=said):
-            Recorder(recorded, env, "open the door", rate_hz=RATE_HZ)  # type: ignore[arg-type]
+            Recorder(recorded, env, "open the door", rate_hz=RATE_HZ)
     with pytest.raises(OutputError, match="steps per second"):
-        Recorder(recorded, NoEnv(), "open the door", rate_hz=10)  # type: ignore[arg-type]
+        Recorder(recorded, NoEnv(), "open the door", rate_hz=10)
     (tmp_path / "other").mkdir()
     with pytest.raises(OutputError, match="no LeRobotDataset"):
         make(tmp_path / "other")

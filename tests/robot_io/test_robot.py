@@ -9,9 +9,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from robot_io.errors import LimitError, RobotError, StaleFrameError, StoppedError
+from robot_io.limits import Workspace
 from robot_io.robot import RobotEnv
 from robot_io.rollout import Verdict
-from robot_io.safety import SafeRobot, Workspace
+from robot_io.safety import SafeRobot
 from robot_io.sim import Fault, sim_limits
 
 from .fake import JOINTS, Clock, FakeRobot, beyond, limits
@@ -26,7 +27,7 @@ def fake_env(robot=None, *, joints=None, **kwargs) -> tuple[RobotEnv, FakeRobot,
     def sleep(seconds: float) -> None:
         clock.now += seconds
 
-    safe = SafeRobot(robot, limits(joints), clock=clock, kinematics=kwargs.get("kinematics"))  # type: ignore[arg-type]
+    safe = SafeRobot(robot, limits(joints), clock=clock, kinematics=kwargs.get("kinematics"))
     env = RobotEnv(
         safe, rate_hz=10, success=lambda _o, _i: Verdict.GOING, reset_scene=lambda _s: None,
         clock=clock, sleep=sleep, **kwargs,

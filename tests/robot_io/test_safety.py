@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from grm.errors import GrmError
 from robot_io.errors import LimitError, RobotError, StaleFrameError, StoppedError
-from robot_io.safety import EXAMPLE, JointLimits, SafeRobot, SafetyLimits, Watchdog, Workspace, stop_on_signals
+from robot_io.limits import EXAMPLE, JointLimits, SafetyLimits, Workspace
+from robot_io.safety import SafeRobot, Watchdog, stop_on_signals
 
 from .fake import CARTESIAN, JOINTS, SHORT, Clock, FakeRobot, beyond, limits
 
 
 def safe_robot(robot=None, *, clock=None, **kwargs) -> tuple[SafeRobot, FakeRobot, Clock]:
     robot, clock = robot or FakeRobot(), clock or Clock()
-    made = SafeRobot(robot, kwargs.pop("limits", limits()), clock=clock, **kwargs)  # type: ignore[arg-type]
+    made = SafeRobot(robot, kwargs.pop("limits", limits()), clock=clock, **kwargs)
     return made, robot, clock
 
 
@@ -130,10 +131,10 @@ def test_limits_must_be_of_exactly_this_robot():
 
 def test_limits_must_be_in_the_units_the_robot_says_it_uses():
     robot = FakeRobot()
-    robot.config = type("Config", (), {"use_degrees": False})()  # type: ignore[attr-defined]
+    robot.config = type("Config", (), {"use_degrees": False})()
     with pytest.raises(LimitError, match="use_degrees=False"):
         safe_robot(robot)
-    robot.config.use_degrees = True  # type: ignore[attr-defined]
+    robot.config.use_degrees = True
     safe_robot(robot)
 
 

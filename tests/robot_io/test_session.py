@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.faults import ClockJumps, DiskFull, MakeBlind, Wire
 from grm.errors import GrmError
-from robot_io.actor import RobotSide
 from robot_io.learner import LearnerSide, checkpoints
 from robot_io.link import Message
+from robot_io.plan import RobotSide
 from robot_io.recorder import read_judged
 from robot_io.replay import read_attempt, read_lines
 from robot_io.session import Session, _Child, free_address

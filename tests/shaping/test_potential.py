@@ -6,7 +6,7 @@ import pytest
 from grm.errors import TraceError
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from grm.testing import check_process_reward
-from shaping import ModelPotential, StatePotential, ValueScale, frame_of, shaping_reward
+from shaping import ModelPotential, StatePotential, frame_of, shaping_reward
 
 TASK = Task(instruction="open the door")
 
@@ -187,50 +187,8 @@ def test_features_are_of_the_newest_observation_of_each_environment():
     np.testing.assert_allclose(potential.features(1), [1.0, 2])
 
 
-def test_the_value_scale_passes_features_on():
-    potential = ValueScale(ModelPotential(Sighted(), TASK), gamma=0.9, horizon=10)
-    potential.reset([0], [seen(51)])
-    np.testing.assert_allclose(potential.features(0), [0.2, 1])
-
-
 def test_models_that_do_not_say_what_they_saw_have_no_features():
     potential = ModelPotential(Brightness(), TASK)
     potential.reset([0], [seen(51)])
     assert potential.features(0) is None
     assert StatePotential(lambda o: 0.5).features(0) is None
-
-
-# ------------------------------------------------------------------------------------------------------- value scale
-
-
-def test_the_value_scale_by_hand():
-    """Half done of four decisions at gamma .9: two to go, .81; nothing done .9 to the fourth; done 1."""
-    answers = iter([0.5, 0.0, 1.0])
-    scaled = ValueScale(StatePotential[None](lambda _: next(answers)), gamma=0.9, horizon=4)
-    judgement = scaled.reset([0, 1, 2], [None] * 3)
-    np.testing.assert_allclose(judgement.potential, [0.81, 0.9**4, 1.0])
-    assert judgement.judged.all()
-
-
-def test_the_value_scale_keeps_abstentions_and_carries_the_spread():
-    potential = ValueScale(ModelPotential(Brightness(spread=0.01), TASK), gamma=0.98, horizon=50)
-    first = potential.reset([0, 1], [seen(51), seen(0)])
-    assert first.judged.tolist() == [True, False]
-    assert np.isnan([first.potential[1], first.spread[1]]).all()
-    above, below = (0.98 ** ((1 - phi) * 50) for phi in (0.21, 0.19))
-    assert first.spread[0] == pytest.approx((above - below) / 2, rel=1e-3)
-    assert potential.advance([0], [seen(102)]).potential[0] == pytest.approx(0.98 ** (0.7 * 50))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"gamma": 0}, "gamma is 0"),
-        ({"gamma": 1.1}, "gamma is 1.1"),
-        ({"horizon": 0}, "horizon is 0"),
-        ({"horizon": np.inf}, "horizon is inf"),
-    ],
-)
-def test_value_scales_of_nothing_are_refused(changes, words):
-    with pytest.raises(TraceError, match=words):
-        ValueScale(StatePotential[None](lambda _: 0.5), **{"gamma": 0.9, "horizon": 4} | changes)

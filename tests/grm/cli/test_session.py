@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grm.cli.session import ActingOnFeatures, GrmMind, MakeMind, Session, _summary
+from grm.cli.mind import ActingOnFeatures, GrmMind, MakeMind
+from grm.cli.session import Session, _summary
 from grm.errors import CheckpointError, OutputError, TraceError
 from grm.reward import Task
-from robot_io.actor import RobotSide
+from robot_io.plan import RobotSide
 from robot_io.replay import Attempt
 
 from ...tiny import tiny_grm
