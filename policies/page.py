@@ -160,14 +160,14 @@ def _percent(rate: float | None) -> str:
 
 
 def _verdict(rates: dict[str, float | None], settings: OneShotSettings) -> str:
-    before, sparse, shaped = (rates.get(arm.name) for arm in STORY)
-    if before is None or sparse is None or shaped is None:
+    before, sparse, helped = (rates.get(arm.name) for arm in STORY)
+    if before is None or sparse is None or helped is None:
         return "This run is not finished; what you see is what there is so far."
-    change = "helped" if shaped > sparse + 0.02 else "hurt" if shaped < sparse - 0.02 else "made no difference"
+    change = "helped" if helped > sparse + 0.02 else "hurt" if helped < sparse - 0.02 else "made no difference"
     return (
         f"From one demonstration and {settings.rollouts} rollouts: {_percent(before)} success before, "
-        f"{_percent(sparse)} with the sparse reward, {_percent(shaped)} with the GRM's shaping. "
-        f"Here, on one seed, shaping {change}."
+        f"{_percent(sparse)} with the sparse reward, {_percent(helped)} with the GRM. "
+        f"Here, on one seed, the GRM {change}."
     )
 
 
