@@ -31,13 +31,13 @@ def write_rates(folder, **names):
 @pytest.mark.parametrize(
     ("sparse", "grm", "end"),
     [
-        (0.50, 0.80, "shaping helped."),
-        (0.50, 0.53, "shaping helped."),
-        (0.50, 0.51, "shaping made no difference."),
-        (0.50, 0.50, "shaping made no difference."),
-        (0.50, 0.49, "shaping made no difference."),
-        (0.50, 0.47, "shaping hurt."),
-        (1.00, 0.00, "shaping hurt."),
+        (0.50, 0.80, "the GRM helped."),
+        (0.50, 0.53, "the GRM helped."),
+        (0.50, 0.51, "the GRM made no difference."),
+        (0.50, 0.50, "the GRM made no difference."),
+        (0.50, 0.49, "the GRM made no difference."),
+        (0.50, 0.47, "the GRM hurt."),
+        (1.00, 0.00, "the GRM hurt."),
     ],
 )
 def test_verdict_says_what_happened(sparse, grm, end):
@@ -45,7 +45,7 @@ def test_verdict_says_what_happened(sparse, grm, end):
     sentence = _verdict(rates(0.3, sparse, grm), settings)
     assert sentence == (
         f"From one demonstration and 150 rollouts: 30 % success before, {100 * sparse:.0f} % with the sparse reward, "
-        f"{100 * grm:.0f} % with the GRM's shaping. Here, on one seed, {end}"
+        f"{100 * grm:.0f} % with the GRM. Here, on one seed, {end}"
     )
 
 
@@ -135,7 +135,7 @@ def test_page_shows_what_the_arms_left(begun_copy, demonstration, quick_truth):
     page = write_run_page(SETTINGS, begun_copy, seconds=90.0).read_text()
     for words in (
         "50 % success before, 50 % with the sparse reward, 100 % with the GRM&#x27;s shaping",
-        "shaping helped",
+        "the GRM helped",
         "A failed rollout (number 1)",
         "success on 2 fresh instances",
     ):
