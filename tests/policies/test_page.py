@@ -134,7 +134,7 @@ def test_page_shows_what_the_arms_left(begun_copy, demonstration, quick_truth):
     )
     page = write_run_page(SETTINGS, begun_copy, seconds=90.0).read_text()
     for words in (
-        "50 % success before, 50 % with the sparse reward, 100 % with the GRM&#x27;s shaping",
+        "50 % success before, 50 % with the sparse reward, 100 % with the GRM.",
         "the GRM helped",
         "A failed rollout (number 1)",
         "success on 2 fresh instances",
