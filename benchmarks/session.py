@@ -6,13 +6,15 @@ Every part leaves its sessions in --runs, goes on from there, and may be measure
 are there go into one result. `timing` runs the same loop twice: beside a learner that does nothing, then beside one
 that judges and learns. `success` counts successes of the deterministic policy after 150 rollouts from pictures and
 proprioception. In `interventions` the scripted expert takes over in the first 20 rollouts, where the task is not done
-after a second; the ratio is of rollouts until 18 of the last 20 succeeded.
+after a second; the ratio is of rollouts until 18 of the last 20 succeeded. `--film docs/session.mp4` films the page of
+that part (needs Chromium).
 """
 
 import json
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,7 @@ from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.replay import read_lines
 from robot_io.session import Session
 
+from .film import filmed
 from .results import RESULTS, write_result
 
 TASK = "door-unlock"
@@ -74,7 +77,7 @@ def command(runs: Path, name: str, seed: int, **settings: Any) -> Command:
     )
 
 
-def run(command: Command, *, idle: bool = False, minutes: float | None = None) -> None:
+def run(command: Command, *, idle: bool = False, minutes: float | None = None, film: Path | None = None) -> None:
     """A session to its end, or ended after so many minutes."""
     robot, learner = command.sides()
     make: Any = command.make_mind() if learner is not None else None
@@ -89,7 +92,8 @@ def run(command: Command, *, idle: bool = False, minutes: float | None = None) -
         end = threading.Timer(60 * minutes, session.interrupt)
         end.daemon = True
         end.start()
-    session.run()
+    with filmed(session, film) if film is not None else nullcontext():
+        session.run()
 
 
 def prepare(runs: Path, seed: int) -> None:
@@ -140,6 +144,7 @@ def main(
     minutes: float = 30.0,
     rollouts: int = ROLLOUTS,
     evaluations: int = 50,
+    film: Path | None = None,
 ) -> None:
     """Measure the parts named, and write what all parts found."""
     runs.mkdir(parents=True, exist_ok=True)
@@ -152,7 +157,7 @@ def main(
             run(command(runs, "success", seed, rollouts=rollouts, evaluate_every=rollouts, evaluations=evaluations))
         if "interventions" in parts:
             helper = ("type=grm_sim_expert", "robot_id=sim", f"helps={HELPED + 1}", "helps_after=20")
-            run(command(runs, "interventions", seed, rollouts=rollouts, teleop=helper))
+            run(command(runs, "interventions", seed, rollouts=rollouts, teleop=helper), film=film)
     summary, rows = collect(runs, seeds)
     print(json.dumps(summary, indent=1))
     write_result("session", summary, seeds=seeds, rows=rows)
