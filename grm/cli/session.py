@@ -115,14 +115,15 @@ class Session:
                 f"grm session needs {error.name}; install it with `pip install 'grm-robotics[serve]'`"
             ) from error
         check_output(self.out, resume=self.resume)
-        self._write_config()
         robot, learner = self.sides()
+        make_mind = self.make_mind() if learner is not None else None
+        self._write_config()  # only now: a command that is refused leaves nothing behind
         token = b"" if self.token_file is None else read_token(self.token_file).encode()
         session = Running(
             robot=robot,
             learner=learner,
             make_policy=MakePolicy(instruction=robot.instruction) if robot is not None else None,
-            make_mind=self.make_mind() if learner is not None else None,
+            make_mind=make_mind,
             token=token,
             preload=("grm.cli.mind", "policies.offpolicy"),
         )
@@ -184,6 +185,8 @@ class Session:
             )
         if self.listen:
             return None, LearnerSide(out=self.out / "learner", address=_address(self.listen))
+        if self.demonstrate and not self.teleop:
+            raise OutputError("nobody can demonstrate without --teleop; expected one, such as a leader arm")
         if not self.robot:
             raise OutputError("no robot was named; expected --robot type=…, such as --robot type=grm_sim")
         config, teleop = robot_config(self.robot), teleop_config(self.teleop) if self.teleop else None

@@ -108,7 +108,12 @@ def test_a_new_policy_in_a_rollout_keeps_its_noise(made):
 @pytest.fixture
 def command(tmp_path) -> Session:
     return Session(
-        out=tmp_path / "out", robot=ROBOT, instruction="unlock the door", demonstrate=1, success="environment"
+        out=tmp_path / "out",
+        robot=ROBOT,
+        teleop=("type=grm_sim_expert", "robot_id=sim"),
+        instruction="unlock the door",
+        demonstrate=1,
+        success="environment",
     )
 
 
@@ -125,6 +130,7 @@ def test_what_a_demonstration_is_told(command):
     [
         ({"robot": ()}, OutputError, "no robot was named"),
         ({"instruction": ""}, OutputError, "no instruction"),
+        ({"teleop": ()}, OutputError, "without --teleop"),
         ({"demonstrate": 0}, OutputError, "no demonstration"),
         ({"learner": "10.0.0.1:8780", "demonstrate": 0}, OutputError, "there is no token"),
         ({"listen": "0.0.0.0:8780"}, OutputError, "there is no token"),
@@ -134,8 +140,10 @@ def test_what_a_demonstration_is_told(command):
     ],
 )
 def test_what_does_not_go_together_is_one_error(command, change, error, said):
+    refused = replace(command, **change)
     with pytest.raises(error, match=said):
-        replace(command, **change).sides()
+        refused.run()
+    assert not list(refused.out.glob("*")), "the next command may have the same folder"
 
 
 def test_a_session_goes_on_with_the_settings_it_was_begun_with(command):
