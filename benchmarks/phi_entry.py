@@ -50,7 +50,8 @@ GAMMA = 0.98
 class Arm:
     """One way for a potential to enter."""
 
-    potential: Literal["none", "prover", "grm"] = "none"
+    potential: Literal["none", "prover", "grm", "hand"] = "none"
+    """`hand` is a judge that looks at the hand alone, and takes its way for the task's: one that misleads."""
     scale: Literal["linear", "value", "prover's value"] = "linear"
     """`value` is `ValueScale` of the linear one; the prover's own value knows that a lost object is worth 0."""
     weight: float = 1.0
@@ -73,6 +74,7 @@ ARMS = {
     "grm, value scale, short": Arm("grm", "value", own_gamma=0.9),
     "guided": Arm("grm", weight=0.0, guidance=1.0, own_gamma=0.9),
     "guided, long": Arm("grm", weight=0.0, guidance=1.0),
+    "misled": Arm("hand", weight=0.0, guidance=1.0, own_gamma=0.9),
     "guided by successes alone": Arm(guidance=1.0, own_gamma=0.9),
 }
 
@@ -113,8 +115,30 @@ class DistilledPotential(Potential[Any]):
         return Judgement(potential=phi, spread=np.zeros(len(phi)), judged=np.ones(len(phi), bool))
 
 
+TO_GOAL = slice(6, 9)
+"""Columns of the state: from the hand to the goal, in metres."""
+
+
+class HandPotential(Potential[Any]):
+    """How far on the demonstration the hand was nearest to where it is now; objects are not looked at."""
+
+    def __init__(self, demonstration: Episode) -> None:
+        self._shown = demonstration.state[:, TO_GOAL]
+
+    def reset(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
+        return self.advance(indices, observations)
+
+    def advance(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
+        hands = np.stack([observation["state"][TO_GOAL] for observation in observations])
+        nearest = np.linalg.norm(self._shown - hands[:, None], axis=2).argmin(1)
+        phi = nearest / (len(self._shown) - 1)
+        return Judgement(potential=phi, spread=np.zeros(len(phi)), judged=np.ones(len(phi), bool))
+
+
 def potential_for(arm: Arm, demonstration: Episode, folder: Path, base: Path, settings: OneShotSettings) -> Any:
     """The arm's potential, made anew: it remembers episodes."""
+    if arm.potential == "hand":
+        return HandPotential(demonstration)
     if arm.potential == "prover":
         model = distilled(settings, base)
         if arm.scale == "prover's value":

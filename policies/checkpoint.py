@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from grm.errors import CheckpointError
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the folder's layout. 2: replay rows know their episode, config names files. 3: and what they were paid."""
 
 

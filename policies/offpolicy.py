@@ -15,8 +15,9 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
   trained a little further on all of them (self-imitation: Oh et al. 2018);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential;
 - a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and as long as it hardly
-  succeeds a shorter horizon: what lies further ahead is left to the guide (HuRL: Cheng et al. 2021, "Heuristic-Guided
-  Reinforcement Learning").
+  succeeds, and the process reward is right about it, a shorter horizon: what lies further ahead is left to the guide
+  (HuRL: Cheng et al. 2021, "Heuristic-Guided Reinforcement Learning");
+- the cloned policy acts alone as long as it succeeds more often than what the critics choose (`policies/evidence.py`).
 
 Time is counted in rollouts, because a rollout is what costs a person something. One rollout: one episode is collected,
 then `updates_per_step` gradient updates are made per decision of it.
@@ -48,6 +49,7 @@ from .checkpoint import load_optimizer, optimizer_weights, read_checkpoint, writ
 from .collecting import Rollout, Watch
 from .critics import CriticEnsemble, DemonstrationFeatures
 from .demonstration import COLUMNS, Collected, Demonstration
+from .evidence import Evidence
 from .guide import SCALE_FLOOR, Guide, fit_guide
 from .proposals import ProposalPolicy, dump_acting_policy
 from .replay import COLUMNS as REPLAY_COLUMNS
@@ -60,8 +62,6 @@ GUIDE_INTERVAL = 5
 """Rollouts from one fit of the guide to the next."""
 GUIDE_STEPS = (1500, 200)
 """Gradient steps of the guide's first fit, and of each later one."""
-GUIDE_WINDOW = 25
-"""Last rollouts whose share of successes says how far to look ahead."""
 GUIDE_WEIGHTS = (10.0, 3.0, 1.0)
 """How often the guide is shown a state of the demonstration, of a success, and of any other rollout."""
 ACTOR_INTERVAL = 2
@@ -104,9 +104,9 @@ class DemonstrationSAC(SAC):
             successes and from the `phi` in the infos (which a `VecPotentialShaping` of weight 0 reports; without any it
             learns from successes alone), and it shapes the reward here: the environment must pay the task's alone.
         guided_gamma: the learner's own discount while it is guided and never succeeds, at most `gamma`, which it
-            becomes as the last rollouts all succeed. The potential is one of `gamma` throughout: a decision that keeps
-            up with it is paid 0. Smaller means more faith in it; `docs/derivations.md`, section 11, has what that buys
-            and what it costs.
+            becomes as the last rollouts all succeed, or the process reward turns out to be wrong. The potential is one
+            of `gamma` throughout: a decision that keeps up with it is paid 0. Smaller means more faith in it;
+            `docs/derivations.md`, section 11, has what that buys and what it costs.
         n_steps: decisions summed in a return before the critic takes over.
         reward_scale: makes rewards large against the entropy term, which else drowns them.
         demonstration_fraction: share of each batch drawn from the demonstration, in [0, 1).
@@ -122,7 +122,7 @@ class DemonstrationSAC(SAC):
             with 0 successes do not join the demonstration.
         imitation_weight: factor, in the actor's loss, of its mean action's mean squared distance from the cloned
             policy's, and from the action itself in the batch's share of demonstration.
-        cloned_rollouts: first rollouts acted by the noisy cloned policy alone.
+        cloned_rollouts: first rollouts acted by the noisy cloned policy alone; later ones are as it fares.
         buffer_size: transitions kept.
         seed: of everything random here, and of the instance each rollout runs on: rollout k of two learners with equal
             seeds starts from the same state. None leaves the environment's own sequence of instances alone.
@@ -192,7 +192,8 @@ class DemonstrationSAC(SAC):
                 f"discount in (0, {gamma}], gamma's"
             )
         self.guidance, self.guided_gamma = guidance, guided_gamma
-        self._recent: list[bool] = []
+        self.evidence = Evidence()
+        self._clone_acts = False
         self.reward_scale = reward_scale
         self.updates_per_step = updates_per_step
         self.imitation_steps = imitation_steps
@@ -327,14 +328,17 @@ class DemonstrationSAC(SAC):
     @property
     def cloned_only(self) -> bool:
         """Whether the next rollout is to be acted by the noisy cloned policy alone."""
-        return self.rollouts < self.cloned_rollouts
+        return self.rollouts < self.cloned_rollouts or self._clone_acts
 
     @property
     def own_gamma(self) -> float:
-        """Discount of the next updates: from `guided_gamma` to `gamma`, its horizon geometric in recent successes."""
+        """Discount of the next updates: from `guided_gamma` to `gamma`, its horizon geometric in the faith.
+
+        That is how far the process reward is trusted, times how often the learner failed of late.
+        """
         if self.guide is None:
             return self.gamma
-        faith = 1 - sum(self._recent) / GUIDE_WINDOW
+        faith = self.evidence.trust * (1 - self.evidence.success_rate)
         return 1 - (1 - self.guided_gamma) ** faith * (1 - self.gamma) ** (1 - faith)
 
     def relabel(
@@ -400,7 +404,7 @@ class DemonstrationSAC(SAC):
     def _forgotten_unless_finished(self) -> Iterator[None]:
         """Whatever interrupts: half an episode must not stay, n-step returns would run on from it into the next one."""
         replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
-        before = replay.pos, replay.full, taught.pos, taught.full
+        before, known = (replay.pos, replay.full, taught.pos, taught.full), len(self.evidence.outcomes)
         finished = False
         try:
             yield
@@ -409,6 +413,7 @@ class DemonstrationSAC(SAC):
             self.policy.cloned_only = False
             if not finished:
                 replay.pos, replay.full, taught.pos, taught.full = before
+                del self.evidence.outcomes[known:]
                 self.num_timesteps = steps
                 self._last_obs = None
 
@@ -422,6 +427,7 @@ class DemonstrationSAC(SAC):
     ) -> None:
         """Learn from the last `length` steps of the replay buffer, which are one rollout."""
         rows = self.replay_buffer.finish(length, self.rollouts + 1, success=success, phi=phi)
+        self.evidence.add(phi, cloned=self.cloned_only, success=success)
         if self.guide is not None:
             if self.rollouts % GUIDE_INTERVAL == 0:
                 self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])
@@ -454,12 +460,13 @@ class DemonstrationSAC(SAC):
             rows = slice(buffer.size())
             phi, next_phi = (guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
             terminated = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
-            shaping = self.guidance * shaping_reward(phi, next_phi, terminated, self.gamma)
+            weight = self.guidance * self.evidence.trust
+            shaping = weight * shaping_reward(phi, next_phi, terminated, self.gamma)
             buffer.rewards[rows, 0] = buffer.paid[rows] + shaping
 
     def _finished(self, began: float, **about: Any) -> Rollout:
         self.rollouts += 1
-        self._recent = [*self._recent, bool(about["success"])][-GUIDE_WINDOW:]
+        self._clone_acts = self.evidence.clone_acts(self.rng)
         self._elapsed_s += time.perf_counter() - began
         return Rollout(number=self.rollouts, elapsed_s=self._elapsed_s, **about)
 
@@ -587,7 +594,8 @@ class DemonstrationSAC(SAC):
             "action_size": int(self.action_space.shape[0]),
             "settings": self._settings,
             "rollouts": self.rollouts,
-            "recent": self._recent,
+            "outcomes": self.evidence.to_lists(),
+            "clone_acts": self._clone_acts,
             "elapsed_s": self._elapsed_s,
             "num_timesteps": self.num_timesteps,
             "updates": self._n_updates,
@@ -644,7 +652,8 @@ class DemonstrationSAC(SAC):
                 rows = replay[f"{name}.{column}"]
                 getattr(buffer, column)[: len(rows)] = rows
             buffer.pos, buffer.full = config["positions"][name]
-        self._recent = config["recent"]
+        self.evidence = Evidence.from_lists(config["outcomes"])
+        self._clone_acts = config["clone_acts"]
         self.rollouts, self._elapsed_s = config["rollouts"], config["elapsed_s"]
         self.num_timesteps, self._n_updates = config["num_timesteps"], config["updates"]
         self.rng.bit_generator.state = config["rng"]

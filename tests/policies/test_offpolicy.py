@@ -24,6 +24,7 @@ from policies import (
 )
 from policies.bc import standardization
 from policies.critics import CriticEnsemble, DemonstrationFeatures, EnsembleLinear
+from policies.evidence import Evidence, Outcome
 from policies.offpolicy import _Batch
 from policies.replay import COLUMNS
 
@@ -428,13 +429,19 @@ def test_an_episode_from_elsewhere_is_learned_from_as_from_a_rollout_of_ones_own
     monkeypatch.setattr(
         DemonstrationSAC, "train", lambda self, *args: (torch.manual_seed(self.rollouts), train(self, *args))
     )
-    settings = {"cloned_rollouts": 2, "guidance": guidance}
+    settings = {"cloned_rollouts": 2, "guidance": guidance, "exploration_noise": 2.0}
     here, there, records = learner(**settings), distant(**settings), []
-    here.learn_rollouts(4, lambda record: records.append(record) and None)
+    cloned = [here.cloned_only]
+
+    def after(record):
+        records.append(record)
+        cloned.append(here.cloned_only)
+
+    here.learn_rollouts(8, after)
     assert {record.success for record in records} == {True, False}, "both kinds should be compared"
-    paid = [here.replay_buffer.paid[here.replay_buffer.episode == number] for number in range(1, 5)]
+    paid = [here.replay_buffer.paid[here.replay_buffer.episode == number] for number in range(1, 9)]
     for record in records:
-        assert there.cloned_only == (record.number <= 2)
+        assert there.cloned_only == cloned[record.number - 1]
         episode = stored(here, record.number, success=record.success, rewards=paid[record.number - 1])
         again = there.learn_from(episode)
         assert (again.number, again.success, again.length) == (record.number, record.success, record.length)
@@ -549,32 +556,70 @@ def test_the_acting_policy_acts_as_the_learner_does(cloned_rollouts):
 
 def test_the_guide_pays_for_everything_under_its_newest_self():
     model = learner(guidance=0.5, cloned_rollouts=9, guided_gamma=0.7, n_steps=1).learn_rollouts(6)
+    weight = 0.5 * model.evidence.trust
     for buffer in (model.replay_buffer, model.demonstration_buffer):
         rows = slice(buffer.size())
         now, after = (model.guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
         ended = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
         np.testing.assert_allclose(
-            buffer.rewards[rows, 0], buffer.paid[rows] + 0.5 * (0.98 * after * ~ended - now), atol=1e-5
+            buffer.rewards[rows, 0], buffer.paid[rows] + weight * (0.98 * after * ~ended - now), atol=1e-5
         )
         assert np.ptp(now) > 0.05, "a constant would agree with anything"
     assert learner().guide is None
+
+
+def outcomes(*successes: bool, claim: float | None = None) -> Evidence:
+    return Evidence([Outcome(cloned=False, success=success, claim=claim) for success in successes])
 
 
 def test_the_horizon_grows_with_the_successes_of_the_last_25_rollouts():
     model = learner(guidance=1.0, guided_gamma=0.5)
     assert model.own_gamma == pytest.approx(0.5)
     for successes, expected in ((0, 0.5), (25, 0.98), (50, 0.98)):
-        model._recent = [True] * successes
-        model._recent = model._recent[-25:]
+        model.evidence = outcomes(*[True] * successes)
         assert model.own_gamma == pytest.approx(expected)
-    model._recent = [True] * 12 + [False] * 13
+    model.evidence = outcomes(*[True] * 12, *[False] * 13)
     assert model.own_gamma == pytest.approx(1 - 0.5**0.52 * 0.02**0.48)
-    model = learner(guidance=1.0, guided_gamma=0.5, cloned_rollouts=99)
-    for _ in range(3):
-        ahead = model.own_gamma  # of what was known when the rollout began
-        model.learn_rollouts(1)
-        assert model.replay_buffer.gamma == model.demonstration_buffer.gamma == ahead
+    model = learner(guidance=1.0, guided_gamma=0.5, cloned_rollouts=99).learn_rollouts(3)
     assert 0.5 < model.own_gamma < 0.98
+    assert model.replay_buffer.gamma == model.demonstration_buffer.gamma == model.own_gamma
+
+
+def test_a_process_reward_that_calls_failures_done_loses_weight_and_shortens_no_horizon():
+    """Three failures said to be done: one of four presumed right. The horizon then is nearly the potential's."""
+    model = learner(guidance=0.5, guided_gamma=0.5, cloned_rollouts=9, n_steps=1).learn_rollouts(2)
+    model.evidence = outcomes(False, False, False, claim=1.0)
+    assert model.evidence.trust == pytest.approx(0.25)
+    assert model.own_gamma == pytest.approx(1 - 0.5**0.25 * 0.02**0.75)
+    model._shape(model.guide)
+    rows, buffer = slice(model.replay_buffer.size()), model.replay_buffer
+    now, after = (model.guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
+    ended = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
+    np.testing.assert_allclose(
+        buffer.rewards[rows, 0], buffer.paid[rows] + 0.5 * 0.25 * (0.98 * after * ~ended - now), atol=1e-5
+    )
+
+
+def test_the_cloned_policy_acts_as_long_as_it_succeeds_more_often():
+    model = learner(cloned_rollouts=0).learn_rollouts(1)
+    model.evidence = Evidence([Outcome(cloned, cloned, None) for cloned in (True, False) for _ in range(15)])
+    model.learn_rollouts(1)
+    assert model.cloned_only
+    assert load_acting_policy(model.acting_policy()).cloned_only
+    model.evidence = Evidence([Outcome(cloned, not cloned, None) for cloned in (True, False) for _ in range(15)])
+    model.learn_rollouts(1)
+    assert not model.cloned_only
+
+
+def test_an_interrupted_rollout_leaves_no_evidence(monkeypatch):
+    model = learner().learn_rollouts(2)
+    monkeypatch.setattr(model, "train", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.learn_rollouts(1)
+    assert len(model.evidence.outcomes) == 2
+
+
+def test_who_is_not_guided_has_its_own_horizon():
     assert learner(guided_gamma=0.5).learn_rollouts(1).replay_buffer.gamma == 0.98
 
 

@@ -1,0 +1,77 @@
+"""What the last rollouts say: whether a process reward is right where the learner goes, and who should act next."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+WINDOW = 25
+"""Last rollouts that say how often the learner succeeds, and how far to trust the process reward."""
+CONTEST = 15
+"""Last rollouts of each of the two that may act, by which they are compared."""
+PRIOR = {True: (0.2, 1.0), False: (1.0, 1.0)}
+"""Of the cloned policy's success rate and of the learner's own: without evidence the learner acts."""
+CLAIM_STEPS = 5
+"""Last judged decisions of a rollout whose mean Φ is what the process reward says came of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one rollout ended."""
+
+    cloned: bool
+    """Whether the cloned policy alone acted."""
+    success: bool
+    claim: float | None
+    """What the process reward said at its end, in [0, 1]; None where it said nothing."""
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Outcomes of all rollouts, oldest first."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @classmethod
+    def from_lists(cls, rows: list[list[Any]]) -> "Evidence":
+        """From what `to_lists` gave."""
+        return cls([Outcome(*row) for row in rows])
+
+    def to_lists(self) -> list[list[Any]]:
+        """As JSON can hold it."""
+        return [[o.cloned, o.success, o.claim] for o in self.outcomes]
+
+    def add(self, phi: np.ndarray | None, *, cloned: bool, success: bool) -> None:
+        """One more rollout, with the Φ of its decisions, NaN where the process reward abstained."""
+        judged = np.empty(0) if phi is None else phi[np.isfinite(phi)]
+        claim = float(judged[-CLAIM_STEPS:].mean()) if len(judged) else None
+        self.outcomes.append(Outcome(cloned, success, claim))
+
+    @property
+    def success_rate(self) -> float:
+        """Successes among the last `WINDOW` rollouts; those that were not made yet count as failures."""
+        return sum(outcome.success for outcome in self.outcomes[-WINDOW:]) / WINDOW
+
+    @property
+    def trust(self) -> float:
+        """Of what the process reward called done after the last `WINDOW` rollouts, the share that was; in (0, 1].
+
+        Rollouts count by the square of the claim: to say of a failure that it is a fifth done is no mistake. One that
+        was right is presumed, so that without any evidence it is 1.
+        """
+        last = [outcome for outcome in self.outcomes[-WINDOW:] if outcome.claim is not None]
+        weights = np.square([outcome.claim for outcome in last], dtype=float)
+        right = np.array([outcome.success for outcome in last], float)
+        return float((1 + weights @ right) / (1 + weights.sum()))
+
+    def clone_acts(self, rng: np.random.Generator) -> bool:
+        """Whether the cloned policy alone should act next: Thompson sampling of both success rates (Beta posteriors).
+
+        An actor that its critics misled keeps others from being tried; what the cloned policy then succeeds in teaches
+        both.
+        """
+        drawn = {}
+        for cloned, (successes, failures) in PRIOR.items():
+            last = [outcome.success for outcome in self.outcomes if outcome.cloned == cloned][-CONTEST:]
+            drawn[cloned] = rng.beta(successes + sum(last), failures + len(last) - sum(last))
+        return bool(drawn[True] > drawn[False])
