@@ -24,6 +24,8 @@ PIXELS = "pixels."
 """Prefix of the observation keys that hold images, as in `envs.cameras`."""
 GRIPPER = "gripper"
 """A joint whose name begins so is commanded by where it should be, also where the others are by differences."""
+LEAD = ".lead"
+"""Suffix of the state's numbers that tell how far the last command is ahead of a joint."""
 _HOME_S = 20.0
 
 Observation = dict[str, np.ndarray]
@@ -41,8 +43,9 @@ class SolvableKinematics(Kinematics, Protocol):
 class RobotEnv(gym.Env):
     """A robot as a gymnasium environment.
 
-    Observation: a flat dict of `state` (float32, the robot's scalars in its own units) and one `pixels.<view>` (height,
-    width, 3) uint8 for each view. Action: float32 in [-1, 1]; see `control`. Reward: 1 when the task is done, else 0.
+    Observation: a flat dict of `state` (float32, in the robot's own units: its scalars, then, for each joint commanded
+    by differences, how far the last command is ahead of the joint: `<name>.lead`, without which what an action does
+    cannot be told) and one `pixels.<view>` (height, width, 3) uint8 for each view. Action: float32 in [-1, 1]; see `control`. Reward: 1 when the task is done, else 0.
     `terminated` on success and failure, `truncated` at the horizon and on discard. `info` has
 
     - `sent`: the command really sent, by the robot's keys; `action`: the same in the environment's range (float32);
@@ -103,7 +106,6 @@ class RobotEnv(gym.Env):
         self.robot, self.horizon, self.control, self.render_mode = robot, horizon, control, "rgb_array"
         self.views = tuple(cameras if views is None else views)
         self.robot.cameras = self.views
-        self.scalars = tuple(name for name, kind in features.items() if kind is float)
         self._kinematics, self._hand_step_m = kinematics, hand_step_m
         self._success, self._reset_scene, self._home = success, reset_scene, home
         self._size = size
@@ -114,6 +116,11 @@ class RobotEnv(gym.Env):
         self._grippers = [name for name in names if name.startswith(GRIPPER)]
         self.commanded = tuple(names) if control != "hand" else ("x", "y", "z", *self._grippers)
         """What the numbers of an action are of, in order."""
+        self._measured = tuple(name for name, kind in features.items() if kind is float)
+        joints = () if control == "absolute" else names
+        self._leading = tuple(name for name in joints if name in self._measured and not self._is_absolute(name))
+        self.scalars = (*self._measured, *(f"{name}{LEAD}" for name in self._leading))
+        """What the numbers of `state` are of, in order."""
         self.action_space = gym.spaces.Box(-1.0, 1.0, (len(self.commanded),), np.float32)
         images = {PIXELS + name: (size or features[name][:2]) for name in self.views}
         self.observation_space = gym.spaces.Dict(
@@ -252,7 +259,8 @@ class RobotEnv(gym.Env):
         for camera in self._freshness.look(found, now):
             self.robot.saw(camera)
         if found:
-            self._state = np.array([found[name] for name in self.scalars], np.float32)
+            ahead = [(self.robot.last_sent or found)[name] - found[name] for name in self._leading]
+            self._state = np.array([*(found[name] for name in self._measured), *ahead], np.float32)
             self._state_time = now
         try:
             if self._state is None or now - self._state_time > limit:

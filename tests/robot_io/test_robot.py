@@ -52,7 +52,7 @@ def test_gymnasium_accepts_it(make_env):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(spec|Box observation space|infinity).*")
         check_env(env, skip_render_check=True)
-    assert env.observation_space["state"].shape == (4,)
+    assert env.observation_space["state"].shape == (7,), "four joints, three of them commanded by differences"
     assert env.observation_space["pixels.corner"].shape == (32, 32, 3)
 
 
@@ -95,6 +95,19 @@ def test_an_action_is_a_share_of_the_largest_step_and_the_gripper_a_place(make_e
     *_, info = env.step(np.array([7.0, 0, 0, 3.0]))
     assert info["sent"]["x.pos"] == pytest.approx(start["x.pos"] + 0.06)
     assert info["sent"]["gripper.pos"] == 100
+
+
+def test_the_state_tells_how_far_the_command_is_ahead_of_a_joint():
+    """A joint that follows halfway: 20 → 21 of 22 → 22.5 of 24. The gripper is commanded by its place."""
+    env, robot, _ = fake_env(FakeRobot(start=20.0, follow=0.5), control="delta")
+    assert env.scalars == ("shoulder.pos", "elbow.pos", "gripper.pos", "shoulder.pos.lead", "elbow.pos.lead")
+    observation, _ = env.reset()
+    np.testing.assert_allclose(observation["state"], [20, 20, 20, 0, 0])
+    for shoulder, ahead in ((20, 0), (20, 0)):
+        observation, *_ = env.step(np.array([0.0, 1.0, 0.0]))
+        assert observation["state"][[0, 3]].tolist() == [shoulder, ahead]
+    np.testing.assert_allclose(observation["state"][[1, 4]], [22.5, 1.5])
+    assert fake_env(control="absolute")[0].scalars == ("shoulder.pos", "elbow.pos", "gripper.pos")
 
 
 def test_what_was_really_sent_is_told_also_as_an_action():

@@ -1,0 +1,97 @@
+"""PPO with and without the GRM's potential: the reward does not care who learns.
+
+    python -m benchmarks.on_policy
+
+Stable-Baselines3's PPO as it comes, from scratch, on tasks the GRM was trained on: this asks whether
+`VecPotentialShaping` serves a learner on several environments at once, judged in one call a step, and whether it speeds
+one up that knows nothing of guides or demonstrations. The GRM is adapted to one demonstration, whose last frame is the
+goal; the potential enters at weight 1, as answered. Success is of the deterministic policy on fresh instances.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.progress import track
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecExtractDictObs
+
+from envs.metaworld import PRETRAINING, VIEWS, task_name
+from grm.errors import TaskError
+from grm.metrics import expected_interval
+from policies.one_shot import OneShotSettings, horizon_of, make_env, record_demonstration
+from policies.rollout import evaluate, instance_seeds
+from shaping import ModelPotential
+from shaping.sb3 import VecPotentialShaping
+
+from .phi_entry import adapted
+from .results import write_result
+
+GAMMA = 0.98
+ARMS = ("sparse", "grm")
+EVALUATED = 50
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """What is run."""
+
+    tasks: tuple[str, ...] = ("reach", "button-press")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    decisions: int = 60_000
+    environments: int = 8
+    out: Path = Path("runs/on_policy")
+
+
+def world(task: str, horizon: int, views: tuple[str, ...] = (), count: int = 1) -> DummyVecEnv:
+    """So many environments of one task, with pictures if somebody looks at them."""
+    return DummyVecEnv([lambda: make_env(task, horizon, views=views) for _ in range(count)])
+
+
+def run(task: str, seed: int, arm: str, options: OnPolicy) -> dict[str, object]:
+    """Train and evaluate one arm: its row."""
+    folder = options.out / task / str(seed)
+    demonstration = record_demonstration(OneShotSettings(task=task, seed=seed), folder / "demonstration")
+    horizon = horizon_of(demonstration)
+    venv: VecEnv = world(task, horizon, VIEWS if arm == "grm" else (), options.environments)
+    if arm == "grm":
+        potential = ModelPotential(adapted(demonstration, folder, seed), demonstration.as_goal())
+        venv = VecPotentialShaping(venv, potential, gamma=GAMMA)
+    venv = VecExtractDictObs(venv, "state")
+    venv.seed(instance_seeds(seed, 1, "training")[0])
+    began = time.perf_counter()
+    learner = PPO("MlpPolicy", venv, gamma=GAMMA, n_steps=128, batch_size=256, seed=seed, device="cpu")
+    learner.learn(options.decisions)
+    seconds = time.perf_counter() - began
+    venv.close()
+    test = VecExtractDictObs(world(task, horizon), "state")
+    found = evaluate(learner, test, episodes=EVALUATED, seed=seed)
+    test.close()
+    return {"task": task, "seed": seed, "arm": arm, "success": found.success_rate, "seconds": round(seconds)}
+
+
+def main(options: OnPolicy) -> None:
+    """Run all, and write what came of it."""
+    torch.set_num_threads(1)
+    for task in map(task_name, options.tasks):
+        if task not in PRETRAINING:
+            raise TaskError(f"{task} is held out; expected a training task")
+    asked = [(task_name(task), seed, arm) for task in options.tasks for seed in options.seeds for arm in ARMS]
+    rows: list[dict[str, object]] = []
+    summary: dict[str, object] = {}
+    for task, seed, arm in track(asked, "training"):
+        rows.append(run(task, seed, arm, options))
+        print(rows[-1])
+    for task in dict.fromkeys(task for task, _, _ in asked):
+        for arm in ARMS:
+            rates = [float(str(row["success"])) for row in rows if (row["task"], row["arm"]) == (task, arm)]
+            summary[f"{task}.{arm}"] = expected_interval(rates, np.random.default_rng(0))
+    settings = {name: value for name, value in asdict(options).items() if name in ("decisions", "environments")}
+    print(write_result("on_policy", summary, seeds=options.seeds, rows=rows, **settings))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(OnPolicy))
