@@ -70,8 +70,16 @@ class Evidence:
         An actor that its critics misled keeps others from being tried; what the cloned policy then succeeds in teaches
         both.
         """
-        drawn = {}
-        for cloned, (successes, failures) in PRIOR.items():
-            last = [outcome.success for outcome in self.outcomes if outcome.cloned == cloned][-CONTEST:]
-            drawn[cloned] = rng.beta(successes + sum(last), failures + len(last) - sum(last))
-        return bool(drawn[True] > drawn[False])
+        return bool(rng.beta(*self._counts(cloned=True)) > rng.beta(*self._counts(cloned=False)))
+
+    @property
+    def clone_is_better(self) -> bool:
+        """Whether the cloned policy's success rate is the higher one, by the means of the same posteriors."""
+        clone, own = self._counts(cloned=True), self._counts(cloned=False)
+        return clone[0] / sum(clone) > own[0] / sum(own)
+
+    def _counts(self, *, cloned: bool) -> tuple[float, float]:
+        """Successes and failures of the last `CONTEST` rollouts of one of the two, and the prior's."""
+        last = [outcome.success for outcome in self.outcomes if outcome.cloned == cloned][-CONTEST:]
+        successes, failures = PRIOR[cloned]
+        return successes + sum(last), failures + len(last) - sum(last)

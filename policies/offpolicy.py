@@ -467,6 +467,7 @@ class DemonstrationSAC(SAC):
     def _finished(self, began: float, **about: Any) -> Rollout:
         self.rollouts += 1
         self._clone_acts = self.evidence.clone_acts(self.rng)
+        self.policy.clone_is_better = self.evidence.clone_is_better
         self._elapsed_s += time.perf_counter() - began
         return Rollout(number=self.rollouts, elapsed_s=self._elapsed_s, **about)
 
@@ -654,6 +655,7 @@ class DemonstrationSAC(SAC):
             buffer.pos, buffer.full = config["positions"][name]
         self.evidence = Evidence.from_lists(config["outcomes"])
         self._clone_acts = config["clone_acts"]
+        self.policy.clone_is_better = self.evidence.clone_is_better
         self.rollouts, self._elapsed_s = config["rollouts"], config["elapsed_s"]
         self.num_timesteps, self._n_updates = config["num_timesteps"], config["updates"]
         self.rng.bit_generator.state = config["rng"]

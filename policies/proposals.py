@@ -28,7 +28,8 @@ NOISE_MEMORY = 0.8
 class ProposalPolicy(SACPolicy):
     """Actor and cloned policy both propose an action; the one with the higher Q, by the least of the critics, is taken.
 
-    `cloned_only` makes it act as the cloned policy does, for the first rollouts: the critics know nothing yet. Where
+    `cloned_only` makes it explore as the cloned policy does: in the first rollouts the critics know nothing yet. Where
+    it does not explore, `clone_is_better` does, as what it learned from says (`policies/evidence.py`). Where
     the policy is asked to explore, the cloned proposal gets Gaussian noise that lasts from decision to decision; its
     standard deviation is drawn for each rollout, evenly from 0 to `exploration_noise`, so that some rollouts are
     precise and some see much. The actor brings its own.
@@ -38,7 +39,7 @@ class ProposalPolicy(SACPolicy):
         super().__init__(*args, **kwargs)
         self.cloned = cloned.requires_grad_(False)
         self.exploration_noise = exploration_noise
-        self.cloned_only = False
+        self.cloned_only = self.clone_is_better = False
         self._noise: torch.Tensor | None = None
         self._level = torch.zeros(1)
 
@@ -58,7 +59,7 @@ class ProposalPolicy(SACPolicy):
         cloned = self.cloned(observation)
         if not deterministic:
             cloned = (cloned + self._next_noise(cloned)).clamp(-1, 1)
-        if self.cloned_only:
+        if self.clone_is_better if deterministic else self.cloned_only:
             return cloned
         proposals = torch.stack([self.actor(observation, deterministic), cloned])
         batch = len(observation)
@@ -91,6 +92,7 @@ def dump_acting_policy(policy: ProposalPolicy, *, hidden: int, n_critics: int, c
         "hidden": hidden,
         "n_critics": n_critics,
         "cloned_only": cloned_only,
+        "clone_is_better": policy.clone_is_better,
     }
     return save_tensors(weights, {"policy": json.dumps(about)})
 
@@ -130,6 +132,6 @@ def load_acting_policy(data: bytes) -> ProposalPolicy:
         raise CheckpointError(
             f"the acting policy lacks {missing} and has {surplus}; expected `acting_policy()`'s bytes"
         )
-    policy.cloned_only = about["cloned_only"]
+    policy.cloned_only, policy.clone_is_better = about["cloned_only"], about["clone_is_better"]
     policy.set_training_mode(False)
     return policy

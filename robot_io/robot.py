@@ -45,8 +45,9 @@ class RobotEnv(gym.Env):
 
     Observation: a flat dict of `state` (float32, in the robot's own units: its scalars, then, for each joint commanded
     by differences, how far the last command is ahead of the joint: `<name>.lead`, without which what an action does
-    cannot be told) and one `pixels.<view>` (height, width, 3) uint8 for each view. Action: float32 in [-1, 1]; see `control`. Reward: 1 when the task is done, else 0.
-    `terminated` on success and failure, `truncated` at the horizon and on discard. `info` has
+    cannot be told) and one `pixels.<view>` (height, width, 3) uint8 for each view. Action: float32 in [-1, 1]; see
+    `control`. Reward: 1 when the task is done, else 0. `terminated` on success and failure, `truncated` at the horizon
+    and on discard. `info` has
 
     - `sent`: the command really sent, by the robot's keys; `action`: the same in the environment's range (float32);
       `clamped`: whether that is not what was asked for;

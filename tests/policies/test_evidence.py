@@ -44,6 +44,9 @@ def test_the_better_one_acts_and_without_evidence_mostly_the_learner():
 
     clone, actor = [[ended(success, None, cloned=cloned) for success in (True, False)] for cloned in (True, False)]
     assert share([]) < 0.25
+    assert not Evidence().clone_is_better
+    assert Evidence([clone[0]] * 15 + [actor[0]] * 14 + [actor[1]]).clone_is_better
+    assert not Evidence([actor[0]] * 15 + [clone[0]] * 14 + [clone[1]]).clone_is_better
     assert share([clone[1]] * 5 + [actor[1]] * 5) < 0.25
     assert share([clone[0]] * 15 + [actor[1]] * 15) > 0.99
     assert share([clone[1]] * 15 + [actor[0]] * 15) < 0.01

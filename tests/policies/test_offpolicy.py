@@ -140,7 +140,7 @@ def test_the_better_proposal_is_taken(monkeypatch):
         monkeypatch.setattr(CriticEnsemble, "values", lambda self, o, a, s=sign * gap: (s * a[:, 0]).expand(2, -1))
         chosen = model.policy._predict(observation, deterministic=True)
         torch.testing.assert_close(chosen, theirs if sign > 0 else ours)
-    model.policy.cloned_only = True
+    model.policy.clone_is_better = True
     torch.testing.assert_close(model.policy._predict(observation, deterministic=True), theirs)
 
 
@@ -605,7 +605,13 @@ def test_the_cloned_policy_acts_as_long_as_it_succeeds_more_often():
     model.evidence = Evidence([Outcome(cloned, cloned, None) for cloned in (True, False) for _ in range(15)])
     model.learn_rollouts(1)
     assert model.cloned_only
-    assert load_acting_policy(model.acting_policy()).cloned_only
+    acting = load_acting_policy(model.acting_policy())
+    assert acting.cloned_only
+    assert acting.clone_is_better, "where nobody explores, the better one acts"
+    observation = np.array([1.3, 0.0], np.float32)
+    cloned = model.policy.unscale_action(model.policy.cloned(torch.tensor(observation)[None]).numpy())[0]
+    for policy in (model, acting):
+        np.testing.assert_allclose(policy.predict(observation, deterministic=True)[0], cloned, atol=1e-6)
     model.evidence = Evidence([Outcome(cloned, not cloned, None) for cloned in (True, False) for _ in range(15)])
     model.learn_rollouts(1)
     assert not model.cloned_only

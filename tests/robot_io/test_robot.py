@@ -99,7 +99,7 @@ def test_an_action_is_a_share_of_the_largest_step_and_the_gripper_a_place(make_e
 
 def test_the_state_tells_how_far_the_command_is_ahead_of_a_joint():
     """A joint that follows halfway: 20 → 21 of 22 → 22.5 of 24. The gripper is commanded by its place."""
-    env, robot, _ = fake_env(FakeRobot(start=20.0, follow=0.5), control="delta")
+    env = fake_env(FakeRobot(start=20.0, follow=0.5), control="delta")[0]
     assert env.scalars == ("shoulder.pos", "elbow.pos", "gripper.pos", "shoulder.pos.lead", "elbow.pos.lead")
     observation, _ = env.reset()
     np.testing.assert_allclose(observation["state"], [20, 20, 20, 0, 0])
