@@ -58,6 +58,11 @@ class Mind[C](Protocol):
         """Folder of the model's checkpoint, whose features the policy sees."""
         ...
 
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the numbers of the state that it was made for; empty if it takes any."""
+        ...
+
     def observe(self, state: Float[np.ndarray, " n"], carry: C) -> Float[np.ndarray, " m"]:
         """What the policy sees at the newest frame of a prefix."""
         ...
@@ -228,6 +233,11 @@ class Learning[C]:
             wrong = (
                 f"the limits file has the fingerprint {found['limits']} and the session in {self._folder} was begun "
                 f"with {self._limits}; expected the same limits, or another --out: what was learned holds for those"
+            )
+        elif self._mind.scalars and list(self._mind.scalars) != found["scalars"]:
+            wrong = (
+                f"the robot's state is {', '.join(found['scalars'])} and the demonstration's "
+                f"{', '.join(self._mind.scalars)}; expected the same robot with the same --control: demonstrate anew"
             )
         elif self.learned and max(self.learned) >= found["recorded"]:
             wrong = (

@@ -32,6 +32,8 @@ class Attempt:
     """Whether the task ended with the last step; else it was only truncated."""
     success: bool
     purpose: str = "rollout"
+    scalars: tuple[str, ...] = ()
+    """Names of the numbers of a state, where they are known."""
 
     @property
     def frames(self) -> list[Frame]:
@@ -76,4 +78,5 @@ def read_attempt(root: Path, number: int) -> Attempt:
         terminated=not bool(column("next.truncated")[-2]),
         success=bool(line["success"]),
         purpose=str(line["behaviour"]),
+        scalars=tuple(meta.features["observation.state"]["names"] or ()),
     )

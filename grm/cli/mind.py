@@ -142,7 +142,7 @@ class GrmMind:
                 for begin in range(0, gradient_steps, _SLICE):
                     super().train(min(_SLICE, gradient_steps - begin), batch_size)
 
-        self.model, self.task, self.grm = model, task, grm
+        self.model, self.task, self.grm, self.scalars = model, task, grm, shown.scalars
         carry, seen = model.start(task), []
         for state, frame in zip(shown.state, shown.frames, strict=True):
             [carry], _ = model.extend([carry], [[frame]])

@@ -188,11 +188,13 @@ def test_who_was_cut_off_in_a_rollout_begins_it_again(peer):
     [
         ({"version": 99}, "speaks version 99"),
         ({"limits": "other"}, "the limits file has the fingerprint other"),
+        ({"scalars": ["x.pos"]}, "the robot's state is x.pos and the demonstration's a, b, c, d; expected the same robot"),
         ({"recorded": 3}, "knows episode 4 and the robot's recording has 3 episodes"),
     ],
 )
 def test_who_does_not_belong_here_is_refused(tmp_path, change, said):
     peer = Peer(tmp_path / "learner", learned=[0, 4], limits="abc")
+    peer.mind.scalars = tuple("abcd")
     peer.say("hello", **{**HELLO, "recorded": 5, **change})
     assert said in peer.hear("refused").fields["reason"]
     peer.end()

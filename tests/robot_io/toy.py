@@ -69,6 +69,7 @@ class Tally:
 
     model = Brightness()
     task = Task(instruction="unlock the door")
+    scalars: tuple[str, ...] = ()
 
     def __init__(self, grm: Path, learning_s: float = 0.0) -> None:
         self.grm, self.learning_s = grm, learning_s
