@@ -236,6 +236,7 @@ class DemonstrationSAC(SAC):
         )
         if self.ent_coef_optimizer is not None:
             self.ent_coef_optimizer.param_groups[0]["lr"] = ENTROPY_LEARNING_RATE
+        self._say_who_is_better()
         self.set_logger(Logger(None, []))  # Stable-Baselines3's default makes a temporary folder per call
         self.demonstration = demonstration
         self.demonstration_buffer = EpisodeReplay(
@@ -329,6 +330,9 @@ class DemonstrationSAC(SAC):
     def cloned_only(self) -> bool:
         """Whether the next rollout is to be acted by the noisy cloned policy alone."""
         return self.rollouts < self.cloned_rollouts or self._clone_acts
+
+    def _say_who_is_better(self) -> None:
+        self.policy.clone_is_better = self.rollouts < self.cloned_rollouts or self.evidence.clone_is_better
 
     @property
     def own_gamma(self) -> float:
@@ -467,7 +471,7 @@ class DemonstrationSAC(SAC):
     def _finished(self, began: float, **about: Any) -> Rollout:
         self.rollouts += 1
         self._clone_acts = self.evidence.clone_acts(self.rng)
-        self.policy.clone_is_better = self.evidence.clone_is_better
+        self._say_who_is_better()
         self._elapsed_s += time.perf_counter() - began
         return Rollout(number=self.rollouts, elapsed_s=self._elapsed_s, **about)
 
@@ -655,8 +659,8 @@ class DemonstrationSAC(SAC):
             buffer.pos, buffer.full = config["positions"][name]
         self.evidence = Evidence.from_lists(config["outcomes"])
         self._clone_acts = config["clone_acts"]
-        self.policy.clone_is_better = self.evidence.clone_is_better
         self.rollouts, self._elapsed_s = config["rollouts"], config["elapsed_s"]
+        self._say_who_is_better()
         self.num_timesteps, self._n_updates = config["num_timesteps"], config["updates"]
         self.rng.bit_generator.state = config["rng"]
         torch.set_rng_state(weights["torch_rng"])

@@ -131,7 +131,7 @@ def test_the_batched_critics_are_the_separate_networks():
 
 
 def test_the_better_proposal_is_taken(monkeypatch):
-    model = learner()
+    model = learner(cloned_rollouts=0)
     observation = torch.zeros(3, 2)
     ours, theirs = model.policy.actor(observation, True), model.policy.cloned(observation)
     assert not torch.allclose(ours, theirs)

@@ -188,7 +188,7 @@ def test_who_was_cut_off_in_a_rollout_begins_it_again(peer):
     [
         ({"version": 99}, "speaks version 99"),
         ({"limits": "other"}, "the limits file has the fingerprint other"),
-        ({"scalars": ["x.pos"]}, "the robot's state is x.pos and the demonstration's a, b, c, d; expected the same robot"),
+        ({"scalars": ["x.pos"]}, "the robot's state is x.pos and the demonstration's a, b, c, d; expected"),
         ({"recorded": 3}, "knows episode 4 and the robot's recording has 3 episodes"),
     ],
 )
