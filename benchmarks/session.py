@@ -129,8 +129,8 @@ def jitter_p99(periods: np.ndarray, rate_hz: float = 20.0) -> float:
 
 
 def rollouts_to(lines: list[dict[str, Any]], share: float = 0.9, window: int = 20) -> int | None:
-    """Rollouts until so many of the last 20 succeeded."""
-    success = [line["success"] for line in lines if line["behaviour"] == "rollout"]
+    """Rollouts until so many of the last 20 succeeded without help."""
+    success = [line["success"] and not line["interventions"] for line in lines if line["behaviour"] == "rollout"]
     for end in range(window, len(success) + 1):
         if np.mean(success[end - window : end]) >= share:
             return end

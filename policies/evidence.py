@@ -24,6 +24,8 @@ class Outcome:
     success: bool
     claim: float | None
     """What the process reward said at its end, in [0, 1]; None where it said nothing."""
+    helped: bool = False
+    """Whether a person took over: then its success is no merit of either."""
 
 
 @dataclass(slots=True)
@@ -39,18 +41,18 @@ class Evidence:
 
     def to_lists(self) -> list[list[Any]]:
         """As JSON can hold it."""
-        return [[o.cloned, o.success, o.claim] for o in self.outcomes]
+        return [[o.cloned, o.success, o.claim, o.helped] for o in self.outcomes]
 
-    def add(self, phi: np.ndarray | None, *, cloned: bool, success: bool) -> None:
+    def add(self, phi: np.ndarray | None, *, cloned: bool, success: bool, helped: bool = False) -> None:
         """One more rollout, with the Φ of its decisions, NaN where the process reward abstained."""
         judged = np.empty(0) if phi is None else phi[np.isfinite(phi)]
         claim = float(judged[-CLAIM_STEPS:].mean()) if len(judged) else None
-        self.outcomes.append(Outcome(cloned, success, claim))
+        self.outcomes.append(Outcome(cloned, success, claim, helped))
 
     @property
     def success_rate(self) -> float:
-        """Successes among the last `WINDOW` rollouts; those that were not made yet count as failures."""
-        return sum(outcome.success for outcome in self.outcomes[-WINDOW:]) / WINDOW
+        """Successes of the learner's own among the last `WINDOW` rollouts; those not made yet count as failures."""
+        return sum(outcome.success and not outcome.helped for outcome in self.outcomes[-WINDOW:]) / WINDOW
 
     @property
     def trust(self) -> float:
@@ -80,6 +82,7 @@ class Evidence:
 
     def _counts(self, *, cloned: bool) -> tuple[float, float]:
         """Successes and failures of the last `CONTEST` rollouts of one of the two, and the prior's."""
-        last = [outcome.success for outcome in self.outcomes if outcome.cloned == cloned][-CONTEST:]
+        alone = [outcome for outcome in self.outcomes if not outcome.helped]
+        last = [outcome.success for outcome in alone if outcome.cloned == cloned][-CONTEST:]
         successes, failures = PRIOR[cloned]
         return successes + sum(last), failures + len(last) - sum(last)

@@ -303,9 +303,10 @@ class DemonstrationSAC(SAC):
     def learn_from(self, episode: Collected) -> Rollout:
         """Learn from one episode that was collected elsewhere as if it had been the next rollout of `learn_rollouts`.
 
-        It joins the replay and its updates follow; a success joins the demonstration. Of an episode that failed, the
-        steps at which a person intervened join the demonstration (HIL-SERL: Luo et al. 2024), and the cloned policy
-        learns from them as from a success. `acting_policy` gives what to collect the next one with.
+        It joins the replay and its updates follow; a success joins the demonstration. Of an episode in which a person
+        intervened, only those steps do (HIL-SERL: Luo et al. 2024), and what followed the last of them to a success:
+        what came before is what had to be mended. As a success of the learner's own it does not count.
+        `acting_policy` gives what to collect the next one with.
 
         Raises:
             TraceError: the episode is not of this learner's spaces.
@@ -431,17 +432,19 @@ class DemonstrationSAC(SAC):
     ) -> None:
         """Learn from the last `length` steps of the replay buffer, which are one rollout."""
         rows = self.replay_buffer.finish(length, self.rollouts + 1, success=success, phi=phi)
-        self.evidence.add(phi, cloned=self.cloned_only, success=success)
+        helped = np.zeros(length, bool) if intervened is None else intervened
+        self.evidence.add(phi, cloned=self.cloned_only, success=success, helped=bool(helped.any()))
         if self.guide is not None:
             if self.rollouts % GUIDE_INTERVAL == 0:
                 self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])
             self._shape(self.guide)
             self.replay_buffer.gamma = self.demonstration_buffer.gamma = self.own_gamma
         self.train(self.updates_per_step * length, self.batch_size)
-        if success and self.imitation_steps:
-            self._imitate(rows)
-        elif intervened is not None and intervened.any():
-            self._imitate(rows[intervened])
+        if (success and self.imitation_steps) or helped.any():
+            well_done = helped.copy()
+            if success:
+                well_done[np.flatnonzero(helped)[-1] + 1 if helped.any() else 0 :] = True
+            self._imitate(rows[well_done])
 
     def _fit_guide(self, guide: Guide, steps: int) -> None:
         """Fit to the time to go where it is known, and to the process reward's opinion where not."""

@@ -31,7 +31,8 @@ def test_what_was_said_at_the_end_is_the_claim_whatever_was_said_before():
     evidence.add(np.r_[np.ones(50), np.nan, 0.1, 0.2, 0.3, np.nan, 0.4, 0.5], cloned=False, success=False)
     evidence.add(np.full(3, np.nan), cloned=True, success=False)
     evidence.add(None, cloned=True, success=True)
-    assert [outcome.claim for outcome in evidence.outcomes] == [pytest.approx(0.3), None, None]
+    evidence.add(np.ones(3), cloned=True, success=True, helped=True)
+    assert [outcome.claim for outcome in evidence.outcomes] == [pytest.approx(0.3), None, None, 1.0]
     assert evidence.success_rate == 1 / 25
     assert Evidence.from_lists(evidence.to_lists()) == evidence
 
@@ -50,4 +51,6 @@ def test_the_better_one_acts_and_without_evidence_mostly_the_learner():
     assert share([clone[1]] * 5 + [actor[1]] * 5) < 0.25
     assert share([clone[0]] * 15 + [actor[1]] * 15) > 0.99
     assert share([clone[1]] * 15 + [actor[0]] * 15) < 0.01
+    helped = [Outcome(True, True, None, helped=True)] * 15
+    assert share([actor[0]] * 15 + helped) < 0.05, "what a person did is no merit of the cloned policy"
     assert share([actor[0]] * 50 + [clone[0]] * 15 + [actor[1]] * 15) > 0.99, "what was longer ago does not count"

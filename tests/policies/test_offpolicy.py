@@ -472,9 +472,23 @@ def test_interventions_of_a_failure_join_the_demonstration_and_nothing_runs_on_o
     np.testing.assert_array_equal(batch.next_observations, failure.next_observations[[3, 3, 3, 6]])
     assert not batch.dones.any(), "nobody was done: the critic goes on from there"
     assert any(not torch.equal(before[k], v) for k, v in weights(there).items() if k.startswith("cloned.network"))
+    assert there.evidence.success_rate == 0
+    assert there.evidence.outcomes[0].helped
     alone = distant()
     alone.learn_from(stored(here, 1, success=False))
     assert alone.demonstration_buffer.size() == 10
+
+
+def test_of_a_success_that_a_person_helped_to_what_had_to_be_mended_is_not_imitated():
+    here = DemonstrationSAC(reaching(horizon=7), demonstration(), cloned=copy.deepcopy(cloned()), **FAST)
+    here.learn_rollouts(1)
+    there = distant(guidance=1.0)
+    helped = stored(here, 1, success=True, intervened=np.array([0, 0, 1, 0, 1, 0, 0], bool), phi=np.ones(7))
+    there.learn_from(helped)
+    assert there.demonstration_buffer.step[10:14].tolist() == [2, 4, 5, 6]
+    assert there.evidence.trust == 1
+    assert there.evidence.success_rate == 0
+    assert there.replay_buffer.togo[:7].tolist() == [7, 6, 5, 4, 3, 2, 1], "it is known how far it was, all the same"
 
 
 def test_malformed_episodes_from_elsewhere_are_refused_and_leave_no_trace(monkeypatch):
