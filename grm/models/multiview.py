@@ -31,6 +31,10 @@ from .checkpoint import load_weights, locate, read_config, save_checkpoint
 from .folded import FoldedHeads
 
 KIND = "multiview-grm"
+FEATURE_SCALE = 0.15
+"""Of the features that policies act on. Over many scenes one varies by about .2, in one demonstration often by much
+less, and a learner that divides by what it saw in one demonstration would see the next scene ten deviations away.
+Scaled so, what varies by less than .2 meets the floor of such divisions, .03 (`policies.bc`), as centimetres do."""
 _CHUNK = 256  # frames encoded at once; bounds the memory of offline judging
 
 
@@ -240,9 +244,14 @@ class GRM(ProcessReward[Frame, Carry]):
         """What the frozen encoder saw in the newest frame that showed something, all views in one vector; read-only.
 
         For policies that act on what the reward is judged from: the frame is encoded once for both. Zeros before the
-        first frame. Its length is `network.frame_features`, whatever the number of views.
+        first frame. Its length is `network.frame_features`, whatever the number of views, and its scale that of
+        positions in metres (`FEATURE_SCALE`).
         """
-        return np.zeros(self.network.frame_features, np.float32) if carry.previous is None else carry.previous.feature
+        if carry.previous is None:
+            return np.zeros(self.network.frame_features, np.float32)
+        seen = carry.previous.feature * np.float32(FEATURE_SCALE)
+        seen.setflags(write=False)
+        return seen
 
     def hops(
         self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
