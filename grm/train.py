@@ -29,7 +29,7 @@ from .data.augment import Augmentation, augment, broken_pictures
 from .data.episodes import Episode
 from .data.pairs import BalancedPairs, hops_of_pairs
 from .errors import CheckpointError, DivergedError, TraceError
-from .labels import from_time
+from .labels import from_time, from_time_to_go
 from .models.multiview import GRM, MultiViewNetwork
 
 LIGHT = Augmentation(
@@ -126,7 +126,8 @@ class _Batch:
 class Trainer:
     """Trains a network on labelled episodes; `run` may be interrupted, saved and resumed at any step.
 
-    Raises `TraceError` if there are no episodes, they share no view, or one of them has unknown labels.
+    Of `outcomes` nobody knows how far along they are, only whether a frame shows the task done: they teach the success
+    head alone. Raises `TraceError` if there are no episodes, they share no view, or one of them has unknown labels.
     """
 
     def __init__(
@@ -135,27 +136,20 @@ class Trainer:
         episodes: Iterable[Episode],
         settings: TrainSettings,
         augmentation: Augmentation | None = None,
+        *,
+        outcomes: Iterable[Episode] = (),
     ) -> None:
         self.network, self.settings = network, settings
         self.augmentation = augmentation or LIGHT
         size, members = network.architecture.image_size, network.architecture.members
         self.traces: list[_Trace] = []
         for index, episode in enumerate(episodes):
-            progress = episode.progress.astype(np.float64)
             learns = np.random.default_rng([settings.seed, index]).random(members) >= settings.bootstrap
-            self.traces.append(
-                _Trace(
-                    episode.task,
-                    episode.instruction,
-                    {name: _resize(images, size) for name, images in sorted(episode.views.items())},
-                    progress,
-                    episode.success,
-                    episode.state,
-                    BalancedPairs(progress),
-                    learns if learns.any() else ~learns,
-                )
-            )
-        if not self.traces:
+            progress = episode.progress.astype(np.float64)
+            self.traces.append(_trace(episode, progress, learns if learns.any() else ~learns, size))
+        nobody = np.zeros(members, bool)
+        self.traces += [_trace(episode, np.zeros(len(episode)), nobody, size) for episode in outcomes]
+        if not any(trace.members.any() for trace in self.traces):
             raise TraceError("there are no episodes to train on; expected at least one (see `grm collect`)")
         if len({tuple(trace.views) for trace in self.traces}) > 1:
             found = sorted({", ".join(trace.views) or "none" for trace in self.traces})
@@ -382,7 +376,8 @@ class Trainer:
         if s.ranking > 0:
             learns, hop = torch.from_numpy(batch.members)[:, None], network.expected_hop(logits[:, kept])
             forward = torch.where(learns, hop, hop.detach()).mean(-1)  # (E, K)
-            losses["ranking"] = s.ranking * _ranking_loss(forward, batch, valid)
+            ranked = valid & np.any(batch.members, axis=1, keepdims=True)
+            losses["ranking"] = s.ranking * _ranking_loss(forward, batch, ranked)
         if len(self._state_mean):
             state = torch.from_numpy(batch.state.astype(np.float32))
             there = ~state.isnan() & torch.from_numpy(valid)[..., None]
@@ -411,13 +406,6 @@ def adapt(
     the same frames for other tasks too, where these are no progress.
     Raises `TraceError` for a demonstration that does not end in success.
     """
-    if not demonstration.succeeded:
-        raise TraceError(
-            f"the demonstration of {demonstration.task!r} does not end in success; expected one that shows the task "
-            f"done in its last frame: choose another episode"
-        )
-    network = MultiViewNetwork(model.network.architecture)
-    network.load_state_dict(model.network.state_dict())
     settings = TrainSettings(
         steps=steps,
         learning_rate=3e-4,
@@ -430,7 +418,66 @@ def adapt(
         bootstrap=0.0,
         train_encoder=train_encoder,
     )
-    views = demonstration.views
+    return _few_shot(model, demonstration, (), replay, settings, share, after_step)
+
+
+def refit(
+    model: GRM,
+    demonstration: Episode,
+    rollouts: Sequence[Episode],
+    replay: Sequence[Episode] = (),
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    share: float = 0.9,
+    after_step: Callable[[Trainer], None] = lambda trainer: None,
+) -> GRM:
+    """A new GRM that has also seen what became of a learner's rollouts; the old one stays as it was.
+
+    The `model` is adapted to the demonstration already. Of a rollout that succeeded the time to go is known: its frames
+    are labelled by it, in units of the demonstration's length (`from_time_to_go`). Of one that failed it is only known
+    that no frame shows the task done, which the success head learns (as in VICE: Fu et al. 2018, "Variational Inverse
+    Control with Events"). The encoder stays as it is, and so does what policies see of it.
+
+    Raises `TraceError` for a demonstration that does not end in success, or rollouts of another task.
+    """
+    foreign = [rollout.task for rollout in rollouts if rollout.task != demonstration.task]
+    if foreign:
+        raise TraceError(
+            f"a rollout of {foreign[0]!r}; expected rollouts of the demonstration's {demonstration.task!r}"
+        )
+    settings = TrainSettings(
+        steps=steps,
+        learning_rate=3e-4,
+        tasks_per_step=4,
+        episodes_per_task=2,
+        seed=seed,
+        focus=0.75 if replay else 0.0,
+        mismatch=0.3,
+        privileged=0.0,
+        bootstrap=0.0,
+        train_encoder=False,
+    )
+    return _few_shot(model, demonstration, rollouts, replay, settings, share, after_step)
+
+
+def _few_shot(
+    model: GRM,
+    demonstration: Episode,
+    rollouts: Sequence[Episode],
+    replay: Sequence[Episode],
+    settings: TrainSettings,
+    share: float,
+    after_step: Callable[[Trainer], None],
+) -> GRM:
+    if not demonstration.succeeded:
+        raise TraceError(
+            f"the demonstration of {demonstration.task!r} does not end in success; expected one that shows the task "
+            f"done in its last frame: choose another episode"
+        )
+    network = MultiViewNetwork(model.network.architecture)
+    network.load_state_dict(model.network.state_dict())
+    views, horizon = demonstration.views, len(demonstration) - 1
     usable = [
         replace(e, views={name: e.views[name] for name in views})
         for e in replay
@@ -438,7 +485,13 @@ def adapt(
     ]
     if np.isnan(demonstration.progress).all():
         demonstration = replace(demonstration, progress=from_time(len(demonstration)).astype(np.float32))
-    trainer = Trainer(network, itertools.chain([demonstration], usable), settings)
+    known = [demonstration]
+    for rollout in rollouts:
+        if rollout.succeeded:
+            progress = from_time_to_go(np.arange(len(rollout) - 1, -1, -1), horizon).astype(np.float32)
+            known.append(replace(rollout, progress=progress))
+    failed = [rollout for rollout in rollouts if not rollout.succeeded]
+    trainer = Trainer(network, itertools.chain(known, usable), settings, outcomes=failed)
     trainer.run(after_step=after_step)
     network.load_state_dict(
         {
@@ -475,6 +528,12 @@ def calibrate(
     network.calibration.copy_(
         torch.tensor([floors[best_floor] + scales[best_scale] * floor, scales[best_scale] * scale])
     )
+
+
+def _trace(episode: Episode, progress: np.ndarray, learns: np.ndarray, size: int) -> _Trace:
+    views = {name: _resize(images, size) for name, images in sorted(episode.views.items())}
+    pairs = BalancedPairs(progress)
+    return _Trace(episode.task, episode.instruction, views, progress, episode.success, episode.state, pairs, learns)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -25,6 +25,7 @@ from grm.train import (
     _schedule,
     adapt,
     calibrate,
+    refit,
     two_hot,
 )
 
@@ -714,6 +715,59 @@ def test_replay_may_have_more_views_than_the_demonstration(old):
     )
     assert all(tuple(trace.views) == ("top",) for trace in trainer.traces)
     assert (trainer.settings.focus, trainer.settings.bootstrap) == (0.5, 0.0)
+
+
+def rolled_out(seed: int, *, success: bool, length: int = 12) -> Episode:
+    """A rollout, of which nobody knows how far along it is; a failure goes the other way."""
+    film = moving_square(seed, length=length, task="right" if success else "left")
+    done = np.arange(length) == (length - 1 if success else -1)
+    unknown = np.full(length, np.nan, np.float32)
+    return dataclasses.replace(
+        film, task="right-v0", instruction="move the square to the right", success=done, progress=unknown
+    )
+
+
+def test_refitting_labels_successes_by_their_time_to_go_and_failures_as_not_done(old):
+    trainers = []
+    demonstration = moving_square(7)
+    rollouts = [rolled_out(20, success=True, length=16), rolled_out(21, success=False)]
+    before = weights(old.network)
+    new = refit(old, demonstration, rollouts, EPISODES, steps=2, after_step=trainers.append)
+    trainer = trainers[0]
+    shown, slow, *others, failed = trainer.traces
+    np.testing.assert_allclose(shown.potential, demonstration.progress)
+    np.testing.assert_allclose(slow.potential, np.r_[np.zeros(4), np.arange(12) / 11], atol=1e-6)
+    assert (slow.members.all(), failed.members.any(), failed.success.any()) == (True, False, False)
+    assert {trace.task for trace in others} == {"left-v0"}
+    assert_same(weights(new.network.encoder), weights(old.network.encoder))
+    assert_same(weights(old.network), before)
+    assert (new.network.hop[0].weight != old.network.hop[0].weight).any()
+
+
+def test_failures_teach_the_success_head_and_nothing_about_progress(old):
+    failures = [rolled_out(seed, success=False) for seed in range(30, 34)]
+    settings = {"steps": 40, "share": 1.0}
+    told, untold = (refit(old, moving_square(7), given, EPISODES, **settings) for given in (failures, ()))
+    task, frames = moving_square(7).as_goal(), rolled_out(40, success=False).frames
+    ours, theirs = told.judge(task, frames), untold.judge(task, frames)
+    assert ours.success.max() < 0.8 * theirs.success.max()
+    trainers = []
+    refit(old, moving_square(7), failures, steps=1, seed=3, after_step=trainers.append)
+    [trainer] = trainers
+    batch = trainer._draw(np.random.default_rng([3, 0]))
+    alone = dataclasses.replace(batch, members=np.zeros_like(batch.members))
+    losses = trainer._losses(alone, np.random.default_rng(0))
+    assert losses["hop"] == losses["absolute"] == losses["ranking"] == 0
+    assert losses["success"] > 0
+
+
+def test_only_rollouts_of_the_demonstrated_task_refit(old):
+    with pytest.raises(
+        TraceError, match="a rollout of 'left-v0'; expected rollouts of the demonstration's"
+    ):
+        refit(old, moving_square(7), [moving_square(8, task="left")], steps=1)
+    with pytest.raises(TraceError, match="no episodes to train on"):
+        Trainer(network(), [], TrainSettings(), outcomes=[rolled_out(1, success=False)])
 
 
 def test_a_failed_demonstration_is_refused(old):
