@@ -1,6 +1,7 @@
 """What a session's two processes think with: a policy that acts on the GRM's features, and a GRM with a learner."""
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from ..data.episodes import Episode
 from ..errors import OutputError
 from ..models.checkpoint import locate
 from ..models.multiview import GRM, Carry, packaged_checkpoint
@@ -78,6 +80,7 @@ class MakeMind:
     updates_per_step: int
     seed: int
     threads: int
+    refit_every: int = 0
     card: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, checkpoint: Path | None, report: Callable[[str], None]) -> "GrmMind":
@@ -89,7 +92,20 @@ class MakeMind:
         torch.set_num_threads(self.threads)
         model, task, folder = self.judge(report)
         report("cloning the demonstration" if checkpoint is None else "reading the checkpoint")
+        if checkpoint is not None and (checkpoint / REFITTED).exists():
+            model = GRM.from_pretrained(checkpoint / REFITTED)
         return GrmMind(self, model, task, folder, read_attempt(self.demo, self.episode), checkpoint)
+
+    def refit(self, model: GRM, rollouts: "Sequence[Attempt]", between: Callable[[], None]) -> GRM:
+        """The GRM, told what became of the session's own rollouts; calls `between` after every step."""
+        from ..data.lerobot import read_episodes
+        from ..data.replay import read_replay
+        from ..train import refit
+
+        [shown] = read_episodes(self.demo, [self.episode])
+        replay = list(read_replay(locate(self.model, packaged_checkpoint())))
+        told = [_episode(rollout, shown) for rollout in rollouts]
+        return refit(model, shown, told, replay, steps=REFIT_STEPS, after_step=lambda _: between())
 
     def judge(self, report: Callable[[str], None]) -> tuple[GRM, Task, Path]:
         """The adapted GRM, which is made if it is not there yet, the task, and the GRM's folder."""
@@ -143,6 +159,9 @@ class GrmMind:
                     super().train(min(_SLICE, gradient_steps - begin), batch_size)
 
         self.model, self.task, self.grm, self.scalars = model, task, grm, shown.scalars
+        self._made = made
+        self._refitted = checkpoint is not None and (checkpoint / REFITTED).exists()
+        self._told: deque[tuple[int, Attempt]] = deque(maxlen=REFIT_ROLLOUTS)
         carry, seen = model.start(task), []
         for state, frame in zip(shown.state, shown.frames, strict=True):
             [carry], _ = model.extend([carry], [[frame]])
@@ -184,9 +203,27 @@ class GrmMind:
         # After each step of whichever optimiser: of actor and critics, of the cloned policy, of the guide.
         pausing = register_optimizer_step_post_hook(lambda *_: between())
         try:
-            self._learner.learn_from(collected)
+            rollout = self._learner.learn_from(collected)
         finally:
             pausing.remove()
+        self._told.append((rollout.number, attempt))
+        if self._made.refit_every and rollout.number % self._made.refit_every == 0:
+            self._refit(between)
+
+    def _refit(self, between: Callable[[], None]) -> None:
+        """Go on with a GRM that knows the last rollouts, and with what it says of them; of older ones nobody says."""
+        from policies.offpolicy import DEMONSTRATION
+
+        self.model = self._made.refit(self.model, [attempt for _, attempt in self._told], between)
+        self._refitted = True
+        replay = self._learner.replay_buffer
+        stored = replay.episode[: replay.size()]
+        paid = {int(number): replay.paid[: replay.size()][stored == number] for number in np.unique(stored)}
+        said: dict[int, np.ndarray] = {number: np.full(len(rewards), np.nan) for number, rewards in paid.items()}
+        for number, attempt in self._told:
+            said[number] = self.model.judge(self.task, attempt.frames).potential[:-1]
+            between()
+        self._learner.relabel({DEMONSTRATION: self._learner.demonstration.rewards, **paid}, said)
 
     def policy(self) -> bytes:
         """See `robot_io.learner.Mind`."""
@@ -199,6 +236,25 @@ class GrmMind:
     def save(self, folder: Path) -> None:
         """See `robot_io.learner.Mind`."""
         self._learner.save_checkpoint(folder / "policy")
+        if self._refitted:
+            self.model.save_pretrained(folder / REFITTED, self._made.card)
+
+
+def _episode(attempt: "Attempt", shown: Episode) -> Episode:
+    """As training data: of the demonstrated task, done at its end or not, and nobody knows how far along."""
+    steps = len(attempt.actions)
+    return Episode(
+        task=shown.task,
+        instruction=shown.instruction,
+        views=attempt.views,
+        rate_hz=shown.rate_hz,
+        state=attempt.state.astype(np.float32),
+        actions=np.pad(attempt.actions, ((0, 1), (0, 0))),
+        rewards=np.pad(attempt.rewards, (0, 1)),
+        success=np.arange(steps + 1) == (steps if attempt.success else -1),
+        progress=np.full(steps + 1, np.nan, np.float32),
+        behaviour="learner",
+    )
 
 
 def _transitions(attempt: "Attempt", observations: Float[np.ndarray, "T+1 m"]) -> dict[str, Any]:
@@ -214,5 +270,10 @@ def _transitions(attempt: "Attempt", observations: Float[np.ndarray, "T+1 m"]) -
     }
 
 
+REFITTED = "grm"
+"""Folder, in a checkpoint, of a GRM that is not the adapted one any more."""
+REFIT_ROLLOUTS = 30
+"""Last rollouts whose pictures are kept for refitting: some hundred megabytes."""
+REFIT_STEPS = 60
 _SLICE = 16
 """Updates whose batches are drawn at once; even, since every second one is the actor's, too."""

@@ -82,6 +82,8 @@ class Session:
     """Discount per step."""
     guidance: float = 1.0
     """Weight of the potential that the learner makes of Φ and of its successes; 0 for the task's reward alone."""
+    refit_every: int = 0
+    """Rollouts after which the GRM learns from the session's last ones, its encoder apart; 0 for never."""
     updates_per_step: int = 2
     """Gradient updates per step of a rollout."""
     seed: int = 0
@@ -265,6 +267,7 @@ class Session:
             updates_per_step=self.updates_per_step,
             seed=self.seed,
             threads=self.threads,
+            refit_every=self.refit_every,
             card={"command": command_line(self), "commit": commit()},
         )
 

@@ -762,9 +762,7 @@ def test_failures_teach_the_success_head_and_nothing_about_progress(old):
 
 
 def test_only_rollouts_of_the_demonstrated_task_refit(old):
-    with pytest.raises(
-        TraceError, match="a rollout of 'left-v0'; expected rollouts of the demonstration's"
-    ):
+    with pytest.raises(TraceError, match="a rollout of 'left-v0'; expected rollouts of the demonstration's"):
         refit(old, moving_square(7), [moving_square(8, task="left")], steps=1)
     with pytest.raises(TraceError, match="no episodes to train on"):
         Trainer(network(), [], TrainSettings(), outcomes=[rolled_out(1, success=False)])

@@ -6,6 +6,8 @@ import pytest
 
 from grm.cli.mind import ActingOnFeatures, GrmMind, MakeMind
 from grm.cli.session import Session, _summary
+from grm.data.episodes import Episode
+from grm.data.lerobot import EpisodeWriter
 from grm.errors import CheckpointError, OutputError, TraceError
 from grm.reward import Task
 from robot_io.plan import RobotSide
@@ -74,6 +76,49 @@ def test_a_mind_learns_in_slices_and_goes_on_from_its_checkpoint(made, tmp_path)
     assert again.updates() == 8
     learn(again, attempt(1, success=False))
     assert mind.policy() == again.policy(), "bit for bit"
+
+
+def demonstrated(folder: Path) -> None:
+    """A demonstration, as a session records it."""
+    shown = attempt(99, steps=12)
+    episode = Episode(
+        task="move-v0", instruction="move", views=shown.views, rate_hz=20.0, state=shown.state,
+        actions=np.zeros((13, 2), np.float32), rewards=np.zeros(13, np.float32), success=np.arange(13) == 12,
+        progress=np.full(13, np.nan, np.float32),
+    )  # fmt: skip
+    EpisodeWriter(folder).append(episode)
+
+
+def test_a_grm_refitted_on_the_session_says_something_else_and_shows_policies_the_same(made, tmp_path, monkeypatch):
+    demonstrated(tmp_path / "demo")
+    monkeypatch.setattr("grm.cli.mind.REFIT_STEPS", 3)
+    monkeypatch.setattr("robot_io.replay.read_attempt", lambda *_: attempt(99))
+    made = replace(made, demo=tmp_path / "demo", model=str(made.grm), refit_every=2)
+    mind = mind_of(made)
+    old, [first, second] = mind.model, [attempt(0), attempt(1, success=False)]
+    learn(mind, first)
+    assert mind.model is old
+    pauses = learn(mind, second)
+    assert mind.model is not old
+    assert pauses >= 8 + 4 + 3 + 2, "also between the steps of refitting, and between rollouts judged anew"
+    for one in (first, second):
+        said = mind.model.judge(mind.task, one.frames).potential
+        assert (said != old.judge(mind.task, one.frames).potential).any()
+        rows = mind._learner.replay_buffer.episode[:16] == one.number + 1
+        np.testing.assert_allclose(mind._learner.replay_buffer.phi[:16][rows], said[:-1], atol=1e-6)
+    seen = [
+        model.features(model.extend([model.start(mind.task)], [second.frames])[0][0]) for model in (old, mind.model)
+    ]
+    np.testing.assert_array_equal(*seen)
+    for checkpoint in (tmp_path / "one", tmp_path / "two"):
+        mind.save(checkpoint)
+        again = made(checkpoint, lambda doing: None)
+        np.testing.assert_allclose(
+            again.model.judge(mind.task, second.frames).potential,
+            mind.model.judge(mind.task, second.frames).potential,
+            atol=1e-6,
+        )
+        mind = again
 
 
 def test_what_acts_sees_what_the_learner_sees(made):
