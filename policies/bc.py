@@ -1,5 +1,6 @@
 """Behaviour cloning of one demonstration: the policy that proposes actions while the critic learns to judge them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,7 @@ def fit(
     batch_size: int = 128,
     noise: float = 0.2,
     learning_rate: float = 1e-3,
+    pause: Callable[[], None] = lambda: None,
 ) -> None:
     """Train `policy` further on these steps: mean squared error, Adam, a learning rate that falls along a cosine.
 
@@ -142,18 +144,20 @@ def fit(
         noise: standard deviation of Gaussian noise added to the *normalised* inputs, so that a state slightly off the
             demonstration gets the action of its neighbour.
         learning_rate: at the first step; it falls to zero.
+        pause: called after each step.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
-    inputs, targets = policy.standardize(torch.tensor(observations)), torch.tensor(actions)
+    inputs, targets = torch.tensor(observations), torch.tensor(actions)
     policy.network.requires_grad_(True)
     optimizer = torch.optim.Adam(policy.network.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for _ in range(steps):
         rows = torch.randint(len(targets), (batch_size,), generator=generator)
-        blurred = inputs[rows] + noise * torch.randn(batch_size, inputs.shape[1], generator=generator)
-        loss = nn.functional.mse_loss(policy.network(blurred), targets[rows])
+        blur = noise * torch.randn(batch_size, inputs.shape[1], generator=generator)
+        loss = nn.functional.mse_loss(policy.network(policy.standardize(inputs[rows]) + blur), targets[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        pause()
     policy.network.requires_grad_(False)

@@ -3,7 +3,8 @@
 import json
 import os
 import uuid
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,26 @@ SCHEMA = 4
 
 
 def write_checkpoint(
-    folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], replay: Mapping[str, np.ndarray]
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    replay: Mapping[str, np.ndarray],
+    *,
+    pause: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the folder. Killed at any moment, it holds the old checkpoint or the new one, whole.
 
-    The new files get names of their own; `config.json` names them and is replaced last, by one rename.
+    The new files get names of their own; `config.json` names them and is replaced last, by one rename. `pause` is
+    called after each array.
     """
     folder.mkdir(parents=True, exist_ok=True)
     named = {"weights": f"weights-{uuid.uuid4().hex}.safetensors", "replay": f"replay-{uuid.uuid4().hex}.npz"}
     save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, folder / named["weights"])
-    np.savez(folder / named["replay"], **dict(replay))
+    with zipfile.ZipFile(folder / named["replay"], "w") as file:  # what numpy's savez writes, an array at a time
+        for name, array in replay.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.ascontiguousarray(array), allow_pickle=False)
+            pause()
     partial = folder / "config.json.partial"
     partial.write_text(json.dumps({"schema": SCHEMA, "files": named, **config}, indent=1))
     os.replace(partial, folder / "config.json")

@@ -13,6 +13,8 @@ It is refitted as rollouts come, and everything stored is then paid anew under t
 one potential at a time (`docs/derivations.md`, sections 7, 8 and 11).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -22,6 +24,8 @@ from .bc import Standardize
 
 BLUR = 0.05
 """Standard deviation of the noise on normalised states while fitting."""
+CHUNK = 1024
+"""States judged at once."""
 SCALE_FLOOR = 0.03
 """Smallest scale an input is divided by; finer than the cloned policy's, for a potential must tell a near miss."""
 
@@ -45,10 +49,17 @@ class Guide(nn.Module):
         """(batch, n) states to (batch,) values."""
         return self.network(self.standardize(states)).squeeze(1)
 
-    def potential(self, states: Float[np.ndarray, "batch n"]) -> Float[np.ndarray, " batch"]:
-        """As NumPy, in double precision so that shaping telescopes."""
-        with torch.no_grad():
-            return self(torch.tensor(states, dtype=torch.float32)).double().numpy()
+    def potential(
+        self, states: Float[np.ndarray, "batch n"], *, pause: Callable[[], None] = lambda: None
+    ) -> Float[np.ndarray, " batch"]:
+        """As NumPy, in double precision so that shaping telescopes; `pause` is called every few milliseconds."""
+        found = np.empty(len(states))
+        for begin in range(0, len(states), CHUNK):
+            rows = slice(begin, begin + CHUNK)
+            with torch.no_grad():
+                found[rows] = self(torch.tensor(states[rows], dtype=torch.float32)).double().numpy()
+            pause()
+        return found
 
 
 def fit_guide(
@@ -61,6 +72,7 @@ def fit_guide(
     steps: int,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
+    pause: Callable[[], None] = lambda: None,
 ) -> None:
     """Fit further, in place: mean squared error, AdamW, a learning rate that falls along a cosine.
 
@@ -73,16 +85,18 @@ def fit_guide(
         steps: gradient steps.
         batch_size: states per gradient step, drawn with replacement.
         learning_rate: at the first step; it falls to zero.
+        pause: called after each step.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
-    inputs, targets = guide.standardize(torch.tensor(states)), torch.tensor(values, dtype=torch.float32)
+    inputs, targets = torch.tensor(states), torch.tensor(values, dtype=torch.float32)
     drawn = torch.as_tensor(rng.choice(len(states), (steps, batch_size), p=weights / weights.sum()))
     optimizer = torch.optim.AdamW(guide.network.parameters(), lr=learning_rate, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for rows in drawn:
-        blurred = inputs[rows] + BLUR * torch.randn(batch_size, inputs.shape[1], generator=generator)
+        blurred = guide.standardize(inputs[rows]) + BLUR * torch.randn(batch_size, inputs.shape[1], generator=generator)
         loss = nn.functional.mse_loss(guide.network(blurred).squeeze(1), targets[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        pause()

@@ -192,6 +192,8 @@ class DemonstrationSAC(SAC):
                 f"discount in (0, {gamma}], gamma's"
             )
         self.guidance, self.guided_gamma = guidance, guided_gamma
+        self.pause: Callable[[], None] = lambda: None
+        """Called every few milliseconds while this learns or saves, for what must not wait longer."""
         self.evidence = Evidence()
         self._clone_acts = False
         self.reward_scale = reward_scale
@@ -459,13 +461,15 @@ class DemonstrationSAC(SAC):
         decisions = np.where(np.isfinite(togo), togo, believed)
         known = np.isfinite(decisions)
         states = np.concatenate([taught.observations[shown, 0], replay.observations[mine, 0]])
-        fit_guide(guide, states[known], self.gamma ** decisions[known], weights[known], rng=self.rng, steps=steps)
+        values = self.gamma ** decisions[known]
+        fit_guide(guide, states[known], values, weights[known], rng=self.rng, steps=steps, pause=self.pause)
 
     def _shape(self, guide: Guide) -> None:
         """Pay for everything stored under the guide as it is now."""
         for buffer in self._buffers().values():
             rows = slice(buffer.size())
-            phi, next_phi = (guide.potential(x[rows, 0]) for x in (buffer.observations, buffer.next_observations))
+            states, next_states = (x[rows, 0] for x in (buffer.observations, buffer.next_observations))
+            phi, next_phi = (guide.potential(x, pause=self.pause) for x in (states, next_states))
             terminated = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
             weight = self.guidance * self.evidence.trust
             shaping = weight * shaping_reward(phi, next_phi, terminated, self.gamma)
@@ -489,6 +493,7 @@ class DemonstrationSAC(SAC):
             target.actions[:size, 0],
             rng=self.rng,
             steps=self.imitation_steps,
+            pause=self.pause,
         )
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
@@ -506,6 +511,7 @@ class DemonstrationSAC(SAC):
             critic_loss.backward()
             self.critic.optimizer.step()
             torch._foreach_lerp_(target_parameters, critic_parameters, self.tau)
+            self.pause()
             if update % ACTOR_INTERVAL:
                 continue
 
@@ -610,7 +616,7 @@ class DemonstrationSAC(SAC):
             "positions": {name: [buffer.pos, buffer.full] for name, buffer in self._buffers().items()},
             "rng": self.rng.bit_generator.state,
         }
-        write_checkpoint(Path(folder), config, weights, arrays)
+        write_checkpoint(Path(folder), config, weights, arrays, pause=self.pause)
 
     @classmethod
     def load_checkpoint(cls, folder: Path | str, env: VecEnv) -> Self:

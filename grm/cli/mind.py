@@ -189,8 +189,6 @@ class GrmMind:
         self, attempt: "Attempt", observations: np.ndarray, judgement: Judgement, between: Callable[[], None]
     ) -> None:
         """See `robot_io.learner.Mind`."""
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
         from policies.demonstration import Collected
 
         collected = Collected(
@@ -200,12 +198,8 @@ class GrmMind:
             intervened=attempt.interventions,
             phi=judgement.potential[:-1],
         )
-        # After each step of whichever optimiser: of actor and critics, of the cloned policy, of the guide.
-        pausing = register_optimizer_step_post_hook(lambda *_: between())
-        try:
-            rollout = self._learner.learn_from(collected)
-        finally:
-            pausing.remove()
+        self._learner.pause = between
+        rollout = self._learner.learn_from(collected)
         self._told.append((rollout.number, attempt))
         if self._made.refit_every and rollout.number % self._made.refit_every == 0:
             self._refit(between)
@@ -275,5 +269,5 @@ REFITTED = "grm"
 REFIT_ROLLOUTS = 30
 """Last rollouts whose pictures are kept for refitting: some hundred megabytes."""
 REFIT_STEPS = 60
-_SLICE = 16
+_SLICE = 8
 """Updates whose batches are drawn at once; even, since every second one is the actor's, too."""
