@@ -358,7 +358,7 @@ def test_a_checkpoint_replaces_the_old_one_and_predicts_the_same(tmp_path):
     )
 
 
-@pytest.mark.parametrize("killed_at", ["save_file", "savez", "replace", "unlink"])
+@pytest.mark.parametrize("killed_at", ["save_file", "write_array", "replace", "unlink"])
 def test_killed_while_writing_the_old_checkpoint_or_the_new_one_is_whole(tmp_path, monkeypatch, killed_at):
     model = learner().learn_rollouts(1)
     model.save_checkpoint(tmp_path / "run")
@@ -367,7 +367,7 @@ def test_killed_while_writing_the_old_checkpoint_or_the_new_one_is_whole(tmp_pat
     def killed(*arguments, **others):
         raise KeyboardInterrupt
 
-    owner = {"save_file": checkpoint, "savez": np, "replace": checkpoint.os, "unlink": Path}[killed_at]
+    owner = {"save_file": checkpoint, "write_array": np.lib.format, "replace": checkpoint.os, "unlink": Path}[killed_at]
     with monkeypatch.context() as patch:
         patch.setattr(owner, killed_at, killed)
         with pytest.raises(KeyboardInterrupt):
