@@ -17,7 +17,7 @@ from robot_io.session import Session
 
 EVERY_S = 0.5
 LENGTH_S = 120.0
-WIDTH, HEIGHT = 1280, 900
+WIDTH, HEIGHT = 1280, 1180
 
 
 @contextmanager
