@@ -65,8 +65,8 @@ def filmed(session: Session, film: Path) -> Iterator[None]:
 
 
 def encode(pictures: list[Path], film: Path) -> None:
-    """Pictures as a film of `LENGTH_S` at 10 to 30 pictures a second, evenly chosen if they are too many."""
-    rate = int(np.clip(round(len(pictures) / LENGTH_S), 10, 30))
+    """Pictures as a film of `LENGTH_S` at up to 30 pictures a second, evenly chosen if they are too many."""
+    rate = int(np.clip(round(len(pictures) / LENGTH_S), 1, 30))
     count = min(len(pictures), round(rate * LENGTH_S))
     chosen = [pictures[k] for k in np.linspace(0, len(pictures) - 1, count).round().astype(int)]
     with av.open(str(film), "w") as container:

@@ -70,8 +70,10 @@ class Evidence:
         """Whether the cloned policy alone should act next: Thompson sampling of both success rates (Beta posteriors).
 
         An actor that its critics misled keeps others from being tried; what the cloned policy then succeeds in teaches
-        both.
+        both. Every other rollout at most: critics are wrong about actions that nobody tries.
         """
+        if self.outcomes and self.outcomes[-1].cloned:
+            return False
         return bool(rng.beta(*self._counts(cloned=True)) > rng.beta(*self._counts(cloned=False)))
 
     @property

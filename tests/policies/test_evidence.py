@@ -50,6 +50,7 @@ def test_the_better_one_acts_and_without_evidence_mostly_the_learner():
     assert not Evidence([actor[0]] * 15 + [clone[0]] * 14 + [clone[1]]).clone_is_better
     assert share([clone[1]] * 5 + [actor[1]] * 5) < 0.25
     assert share([clone[0]] * 15 + [actor[1]] * 15) > 0.99
+    assert share([actor[1]] * 15 + [clone[0]] * 15) == 0, "every other rollout at most"
     assert share([clone[1]] * 15 + [actor[0]] * 15) < 0.01
     helped = [Outcome(True, True, None, helped=True)] * 15
     assert share([actor[0]] * 15 + helped) < 0.05, "what a person did is no merit of the cloned policy"

@@ -617,6 +617,7 @@ def test_a_process_reward_that_calls_failures_done_loses_weight_and_shortens_no_
 def test_the_cloned_policy_acts_as_long_as_it_succeeds_more_often():
     model = learner(cloned_rollouts=0).learn_rollouts(1)
     model.evidence = Evidence([Outcome(cloned, cloned, None) for cloned in (True, False) for _ in range(15)])
+    model._clone_acts = False
     model.learn_rollouts(1)
     assert model.cloned_only
     acting = load_acting_policy(model.acting_policy())
@@ -626,6 +627,8 @@ def test_the_cloned_policy_acts_as_long_as_it_succeeds_more_often():
     cloned = model.policy.unscale_action(model.policy.cloned(torch.tensor(observation)[None]).numpy())[0]
     for policy in (model, acting):
         np.testing.assert_allclose(policy.predict(observation, deterministic=True)[0], cloned, atol=1e-6)
+    model.learn_rollouts(1)
+    assert not model.cloned_only, "every other rollout at most"
     model.evidence = Evidence([Outcome(cloned, not cloned, None) for cloned in (True, False) for _ in range(15)])
     model.learn_rollouts(1)
     assert not model.cloned_only
