@@ -57,11 +57,13 @@ def test_the_wire_delays_cuts_and_comes_back():
 
 def test_rollouts_until_nine_in_ten_succeed():
     def lines(*success: bool) -> list[dict]:
-        return [{"behaviour": "rollout", "success": one} for one in success]
+        return [{"behaviour": "rollout", "success": one, "interventions": 0} for one in success]
 
     assert rollouts_to(lines(*[False] * 10, *[True] * 30)) == 28
     assert rollouts_to(lines(*[True, False] * 30)) is None
     assert rollouts_to(lines(*[True] * 19)) is None
+    helped = [{**line, "interventions": 3} for line in lines(*[True] * 20)]
+    assert rollouts_to([*helped, *lines(*[True] * 20)]) == 38, "what a person helped to does not count"
 
 
 def test_jitter_is_the_distance_from_the_period():
