@@ -36,7 +36,7 @@ _PUBLISH_S = 1.0
 """Between two policies handed over while an episode is being learned from."""
 _STATUS_S = 0.5
 _IDLE_S = 0.01
-_NICENESS = 15
+_NICENESS = 5
 """Of the learner's process: where cores are few, the robot's comes first."""
 
 
