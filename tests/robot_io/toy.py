@@ -81,7 +81,7 @@ class Tally:
     def learn(
         self, attempt: Attempt, observations: np.ndarray, judgement: Judgement, between: Callable[[], None]
     ) -> None:
-        assert observations.shape == (len(attempt.rewards) + 1, 8)
+        assert observations.shape == (len(attempt.rewards) + 1, attempt.state.shape[1] + 1)
         for _ in range(10):
             time.sleep(self.learning_s / 10)
             between()
