@@ -15,6 +15,7 @@ from playwright.sync_api import sync_playwright
 from robot_io.page import served
 from robot_io.session import Session
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVERY_S = 0.5
 LENGTH_S = 120.0
 WIDTH, HEIGHT = 1280, 1180
@@ -37,9 +38,7 @@ def filmed(session: Session, film: Path) -> Iterator[None]:
     def look(address: str) -> None:
         try:
             with sync_playwright() as playwright:
-                chromium = playwright.chromium.launch(
-                    executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-                )
+                chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
                 page = chromium.new_page(viewport={"width": WIDTH, "height": HEIGHT})
                 page.goto(address)
                 number = 0

@@ -93,6 +93,12 @@ class TrainSettings:
     """Share of a step's tasks that are the first episode's: the demonstration's, when adapting with replay."""
 
 
+FEW_SHOT = TrainSettings(
+    learning_rate=3e-4, tasks_per_step=4, episodes_per_task=2, mismatch=0.3, privileged=0.0, bootstrap=0.0
+)
+"""What adapting and refitting have in common."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trace:
     """An episode as the loop needs it: images by view (t, h, w, 3), labels, pairs."""
@@ -406,18 +412,7 @@ def adapt(
     the same frames for other tasks too, where these are no progress.
     Raises `TraceError` for a demonstration that does not end in success.
     """
-    settings = TrainSettings(
-        steps=steps,
-        learning_rate=3e-4,
-        tasks_per_step=4,
-        episodes_per_task=2,
-        seed=seed,
-        focus=0.5 if replay else 0.0,
-        mismatch=0.3,
-        privileged=0.0,
-        bootstrap=0.0,
-        train_encoder=train_encoder,
-    )
+    settings = replace(FEW_SHOT, steps=steps, seed=seed, focus=0.5 if replay else 0.0, train_encoder=train_encoder)
     return _few_shot(model, demonstration, (), replay, settings, share, after_step)
 
 
@@ -446,18 +441,7 @@ def refit(
         raise TraceError(
             f"a rollout of {foreign[0]!r}; expected rollouts of the demonstration's {demonstration.task!r}"
         )
-    settings = TrainSettings(
-        steps=steps,
-        learning_rate=3e-4,
-        tasks_per_step=4,
-        episodes_per_task=2,
-        seed=seed,
-        focus=0.75 if replay else 0.0,
-        mismatch=0.3,
-        privileged=0.0,
-        bootstrap=0.0,
-        train_encoder=False,
-    )
+    settings = replace(FEW_SHOT, steps=steps, seed=seed, focus=0.75 if replay else 0.0, train_encoder=False)
     return _few_shot(model, demonstration, rollouts, replay, settings, share, after_step)
 
 
