@@ -120,7 +120,8 @@ class Collected(Transitions):
     """Undiscounted sum of what the task paid, for the report: nothing learns from it."""
     intervened: Bool[np.ndarray, " t"] | None = None
     """Steps whose action a person chose; None if there were none."""
-
+    cloned: bool | None = None
+    """Whether the cloned policy alone acted, as `acting_policy` may ask; None, which counts for neither, if unknown."""
     phi: Float[np.ndarray, " t"] | None = None
     """What the process reward said of each of `observations`, in [0, 1], NaN where it abstained; None if none did."""
 

@@ -19,8 +19,8 @@ CLAIM_STEPS = 5
 class Outcome:
     """How one rollout ended."""
 
-    cloned: bool
-    """Whether the cloned policy alone acted."""
+    cloned: bool | None
+    """Whether the cloned policy alone acted; None if nobody knows."""
     success: bool
     claim: float | None
     """What the process reward said at its end, in [0, 1]; None where it said nothing."""
@@ -43,7 +43,7 @@ class Evidence:
         """As JSON can hold it."""
         return [[o.cloned, o.success, o.claim, o.helped] for o in self.outcomes]
 
-    def add(self, phi: np.ndarray | None, *, cloned: bool, success: bool, helped: bool = False) -> None:
+    def add(self, phi: np.ndarray | None, *, cloned: bool | None, success: bool, helped: bool = False) -> None:
         """One more rollout, with the Φ of its decisions, NaN where the process reward abstained."""
         judged = np.empty(0) if phi is None else phi[np.isfinite(phi)]
         claim = float(judged[-CLAIM_STEPS:].mean()) if len(judged) else None

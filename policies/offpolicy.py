@@ -292,7 +292,7 @@ class DemonstrationSAC(SAC):
             self.policy.cloned_only = False
             # What the wrapper judged last is the state an episode ended in; of the first it tells nobody but `reset`.
             phi = np.array([np.nan, *watch.phi[:-1]])
-            self._learn(watch.length, success=watch.success, phi=phi)
+            self._learn(watch.length, success=watch.success, phi=phi, cloned=self.cloned_only)
         return self._finished(
             began,
             success=watch.success,
@@ -319,7 +319,13 @@ class DemonstrationSAC(SAC):
         with self._forgotten_unless_finished():
             self._store(episode, self.replay_buffer)
             self.num_timesteps += len(episode)
-            self._learn(len(episode), success=episode.success, phi=episode.phi, intervened=episode.intervened)
+            self._learn(
+                len(episode),
+                success=episode.success,
+                phi=episode.phi,
+                cloned=episode.cloned,
+                intervened=episode.intervened,
+            )
         return self._finished(
             began,
             success=episode.success,
@@ -350,7 +356,7 @@ class DemonstrationSAC(SAC):
 
     def relabel(
         self,
-        rewards: Mapping[int, Float[np.ndarray, " t"]],
+        rewards: Mapping[int, Float[np.ndarray, " t"]] | None,
         phi: Mapping[int, Float[np.ndarray, " t"]] | None = None,
     ) -> None:
         """Replace the rewards of everything stored, after the process reward was refitted say; nothing else changes.
@@ -360,7 +366,8 @@ class DemonstrationSAC(SAC):
 
         Args:
             rewards: those of each step of each rollout by its number (`Rollout.number`); 0 is the demonstration.
-                Rollouts the replay has dropped may be left out. A guided learner wants the task's own.
+                Rollouts the replay has dropped may be left out. A guided learner wants the task's own. None leaves them
+                as they are, for a guided learner whose process reward alone has changed.
             phi: what the process reward now says of each step's observation, by rollout, NaN where it abstains; the
                 guide is fitted again. None leaves it alone.
 
@@ -369,19 +376,27 @@ class DemonstrationSAC(SAC):
         """
         buffers = self._buffers().values()
         for buffer in buffers:
-            buffer.check_relabels(rewards, finite=True)
+            if rewards is not None:
+                buffer.check_relabels(rewards, finite=True)
             if phi is not None:
                 buffer.check_relabels({DEMONSTRATION: np.full(len(self.demonstration), np.nan), **phi}, finite=False)
-        self.demonstration = replace(self.demonstration, rewards=rewards[DEMONSTRATION])
+        if rewards is not None:
+            self.demonstration = replace(self.demonstration, rewards=rewards[DEMONSTRATION])
         for buffer in buffers:
-            buffer.replace("paid", rewards)
-            buffer.replace("rewards", rewards)
+            if rewards is not None:
+                buffer.replace("paid", rewards)
+                buffer.replace("rewards", rewards)
             if phi is not None:
                 buffer.replace("phi", {DEMONSTRATION: np.full(len(self.demonstration), np.nan), **phi})
         if self.guide is not None:
             if phi is not None:
                 self._fit_guide(self.guide, GUIDE_STEPS[0])
             self._shape(self.guide)
+
+    def stored_steps(self) -> dict[int, int]:
+        """By number, how many steps a label of each rollout must have: all up to the last that is stored."""
+        replay, taught = self.replay_buffer.stored_steps(), self.demonstration_buffer.stored_steps()
+        return {number: max(replay.get(number, 0), taught.get(number, 0)) for number in replay | taught}
 
     def acting_policy(self) -> bytes:
         """What collects the next rollout, as safetensors bytes to be sent to it: `load_acting_policy` reads them.
@@ -430,12 +445,13 @@ class DemonstrationSAC(SAC):
         *,
         success: bool,
         phi: Float[np.ndarray, " length"] | None,
+        cloned: bool | None,
         intervened: Bool[np.ndarray, " length"] | None = None,
     ) -> None:
         """Learn from the last `length` steps of the replay buffer, which are one rollout."""
         rows = self.replay_buffer.finish(length, self.rollouts + 1, success=success, phi=phi)
         helped = np.zeros(length, bool) if intervened is None else intervened
-        self.evidence.add(phi, cloned=self.cloned_only, success=success, helped=bool(helped.any()))
+        self.evidence.add(phi, cloned=cloned, success=success, helped=bool(helped.any()))
         if self.guide is not None:
             if self.rollouts % GUIDE_INTERVAL == 0:
                 self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])

@@ -52,8 +52,8 @@ class ProposalPolicy(SACPolicy):
         self._noise = None
 
     def continue_rollout(self, before: "ProposalPolicy") -> None:
-        """Take over in the middle of a rollout from a policy with other weights, with its noise."""
-        self._noise, self._level = before._noise, before._level
+        """Take over in the middle of a rollout from a policy with other weights: with its noise, and who acts."""
+        self._noise, self._level, self.cloned_only = before._noise, before._level, before.cloned_only
 
     def _predict(self, observation: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
         cloned = self.cloned(observation)

@@ -82,11 +82,14 @@ class EpisodeReplay(NStepReplayBuffer):
         self.full = self.full or self.pos + len(rows) >= self.buffer_size
         self.pos = (self.pos + len(rows)) % self.buffer_size
 
+    def stored_steps(self) -> dict[int, int]:
+        """By episode, its steps up to the last one that is stored."""
+        episode, step = self.episode[: self.size()], self.step[: self.size()]
+        return {number: int(step[episode == number].max()) + 1 for number in np.unique(episode).tolist()}
+
     def check_relabels(self, labels: Mapping[int, Float[np.ndarray, " t"]], *, finite: bool) -> None:
         """Raise `TraceError` unless there is a label, finite if it must be, for every row that is stored."""
-        size = self.size()
-        for episode in np.unique(self.episode[:size]).tolist():
-            length = int(self.step[:size][self.episode[:size] == episode].max()) + 1
+        for episode, length in self.stored_steps().items():
             if episode not in labels:
                 raise TraceError(
                     f"nothing was given for episode {episode}, of which transitions are stored; expected labels of "

@@ -81,8 +81,8 @@ class ActingPolicy(Protocol):
         """Go on with what the learner sent, from the next action on."""
         ...
 
-    def begin(self) -> None:
-        """A rollout begins."""
+    def begin(self) -> bool | None:
+        """A rollout begins. True if a cloned policy alone acts in it, None where that is no question."""
         ...
 
     def act(self, observation: Mapping[str, np.ndarray], *, explore: bool) -> Float[np.ndarray, " a"]:
@@ -138,6 +138,7 @@ class Actor:
         self._link: Link | None = None
         self._policy: ActingPolicy | None = None
         self._policy_bytes = b""
+        self._cloned: bool | None = None
         self._version, self._policy_came = 0, 0.0
         self._lines = read_lines(side.recording)
         self._learned: set[int] = set()
@@ -297,7 +298,7 @@ class Actor:
             self._scene.reset_scene(seed)
         self._waits_for = ""
         if self._policy is not None:
-            self._policy.begin()
+            self._cloned = self._policy.begin()
 
     def _require_going(self, when: str) -> None:
         state = self.operator.state
@@ -325,7 +326,7 @@ class Actor:
         self._number, self._whole = self.recorder.episodes, True
         self._observation = observation
         self._seen.append(time.monotonic())
-        self._send(began(self._number, self._purpose, observation, info["time"], recorded=False))
+        self._send(began(self._number, self._purpose, observation, info["time"], cloned=self._cloned, recorded=False))
 
     def tick(self, tick: Tick) -> None:
         """A transition has happened."""

@@ -110,6 +110,8 @@ class _Running[C]:
     purpose: str
     recorded: bool
     """Whether the pictures come from the recording."""
+    cloned: bool | None
+    """Whether the cloned policy alone acted, None if nobody knows."""
     carry: C
     frames: list[Frame]
     states: list[np.ndarray]
@@ -207,6 +209,7 @@ class Learning[C]:
                     number=number,
                     purpose=found["purpose"],
                     recorded=found["recorded"],
+                    cloned=found["cloned"],
                     carry=self._mind.model.start(self._mind.task),
                     frames=[_frame(message, recorded=found["recorded"])],
                     states=[message.arrays["state"]],
@@ -405,6 +408,7 @@ def _attempt(running: _Running[Any]) -> Attempt:
         terminated=running.ending["terminated"],
         success=running.ending["success"],
         purpose=running.purpose,
+        cloned=running.cloned,
     )
 
 

@@ -11,7 +11,7 @@ from .link import Message
 from .replay import Attempt
 from .robot import PIXELS
 
-VERSION = 1
+VERSION = 2
 """Of what both processes say to one another."""
 
 
@@ -29,12 +29,21 @@ def _pictures(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def began(
-    number: int, purpose: str, observation: Mapping[str, np.ndarray], time_s: float, *, recorded: bool
+    number: int,
+    purpose: str,
+    observation: Mapping[str, np.ndarray],
+    time_s: float,
+    *,
+    cloned: bool | None,
+    recorded: bool,
 ) -> Callable[[], Message]:
-    """An episode begins with this observation; `recorded` if its pictures went through the recording already."""
+    """An episode begins with this observation; `recorded` if its pictures went through the recording already.
+
+    `cloned`: whether the cloned policy alone acts in it, None if nobody knows.
+    """
     return lambda: Message(
         kind="begin",
-        fields={"episode": number, "purpose": purpose, "time": time_s, "recorded": recorded},
+        fields={"episode": number, "purpose": purpose, "time": time_s, "cloned": cloned, "recorded": recorded},
         arrays={"state": observation["state"], **_pictures(observation)},
     )
 
@@ -78,7 +87,7 @@ def retold(attempt: Attempt) -> list[Message | Callable[[], Message]]:
         for t in range(len(attempt.state))
     ]
     said: list[Message | Callable[[], Message]] = [
-        began(attempt.number, attempt.purpose, seen[0], float(attempt.time[0]), recorded=True)
+        began(attempt.number, attempt.purpose, seen[0], float(attempt.time[0]), cloned=attempt.cloned, recorded=True)
     ]
     for t in range(len(attempt.rewards)):
         said.append(

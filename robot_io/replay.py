@@ -32,6 +32,8 @@ class Attempt:
     """Whether the task ended with the last step; else it was only truncated."""
     success: bool
     purpose: str = "rollout"
+    cloned: bool | None = None
+    """Whether the cloned policy alone acted; None where nobody knows any more: no recording says it."""
     scalars: tuple[str, ...] = ()
     """Names of the numbers of a state, where they are known."""
 

@@ -40,20 +40,24 @@ class ActingOnFeatures:
         self._model, self._task = model, Task(instruction=instruction)
         self._carry = model.start(self._task)
         self._policy: Any = None
+        self._cloned = False
 
     def load(self, policy: bytes) -> None:
         """See `robot_io.actor.ActingPolicy`."""
         from policies.proposals import load_acting_policy
 
         fresh = load_acting_policy(policy)
+        self._cloned = fresh.cloned_only
         if self._policy is not None:
             fresh.continue_rollout(self._policy)
         self._policy = fresh
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
         """See `robot_io.actor.ActingPolicy`."""
         self._carry = self._model.start(self._task)
         self._policy.begin_rollout()
+        self._policy.cloned_only = self._cloned
+        return self._cloned
 
     def act(self, observation: Mapping[str, np.ndarray], *, explore: bool) -> Float[np.ndarray, " a"]:
         """See `robot_io.actor.ActingPolicy`."""
@@ -196,28 +200,25 @@ class GrmMind:
             success=attempt.success,
             task_reward=float(attempt.rewards.sum()),
             intervened=attempt.interventions,
+            cloned=attempt.cloned,
             phi=judgement.potential[:-1],
         )
         self._learner.pause = between
         rollout = self._learner.learn_from(collected)
-        self._told.append((rollout.number, attempt))
-        if self._made.refit_every and rollout.number % self._made.refit_every == 0:
-            self._refit(between)
+        if self._made.refit_every:
+            self._told.append((rollout.number, attempt))
+            if rollout.number % self._made.refit_every == 0:
+                self._refit(between)
 
     def _refit(self, between: Callable[[], None]) -> None:
         """Go on with a GRM that knows the last rollouts, and with what it says of them; of older ones nobody says."""
-        from policies.offpolicy import DEMONSTRATION
-
         self.model = self._made.refit(self.model, [attempt for _, attempt in self._told], between)
         self._refitted = True
-        replay = self._learner.replay_buffer
-        stored = replay.episode[: replay.size()]
-        paid = {int(number): replay.paid[: replay.size()][stored == number] for number in np.unique(stored)}
-        said: dict[int, np.ndarray] = {number: np.full(len(rewards), np.nan) for number, rewards in paid.items()}
+        said: dict[int, np.ndarray] = {n: np.full(steps, np.nan) for n, steps in self._learner.stored_steps().items()}
         for number, attempt in self._told:
             said[number] = self.model.judge(self.task, attempt.frames).potential[:-1]
             between()
-        self._learner.relabel({DEMONSTRATION: self._learner.demonstration.rewards, **paid}, said)
+        self._learner.relabel(None, said)
 
     def policy(self) -> bytes:
         """See `robot_io.learner.Mind`."""

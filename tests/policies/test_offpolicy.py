@@ -442,7 +442,13 @@ def test_an_episode_from_elsewhere_is_learned_from_as_from_a_rollout_of_ones_own
     paid = [here.replay_buffer.paid[here.replay_buffer.episode == number] for number in range(1, 9)]
     for record in records:
         assert there.cloned_only == cloned[record.number - 1]
-        episode = stored(here, record.number, success=record.success, rewards=paid[record.number - 1])
+        episode = stored(
+            here,
+            record.number,
+            success=record.success,
+            rewards=paid[record.number - 1],
+            cloned=cloned[record.number - 1],
+        )
         again = there.learn_from(episode)
         assert (again.number, again.success, again.length) == (record.number, record.success, record.length)
         assert (again.task_reward, again.mean_phi) == (record.task_reward, record.mean_phi)
@@ -632,6 +638,27 @@ def test_the_cloned_policy_acts_as_long_as_it_succeeds_more_often():
     model.evidence = Evidence([Outcome(cloned, not cloned, None) for cloned in (True, False) for _ in range(15)])
     model.learn_rollouts(1)
     assert not model.cloned_only
+
+
+def test_who_acted_is_what_is_said_of_the_episode_not_what_was_asked_for_meanwhile():
+    here = DemonstrationSAC(reaching(horizon=7), demonstration(), cloned=copy.deepcopy(cloned()), **FAST)
+    here.learn_rollouts(1)
+    there = distant(cloned_rollouts=9)
+    for said in (False, True, None):
+        there.learn_from(stored(here, 1, success=True, cloned=said))
+    assert [outcome.cloned for outcome in there.evidence.outcomes] == [False, True, None]
+    assert sum(there.evidence._counts(cloned=True)) == pytest.approx(2.2), "the prior's 1.2 and one rollout"
+
+
+def test_what_a_process_reward_says_is_replaced_also_where_the_replay_has_dropped_a_success():
+    model = learner(guidance=1.0, cloned_rollouts=9, buffer_size=40).learn_rollouts(5)
+    kept, steps = set(model.replay_buffer.episode.tolist()), model.stored_steps()
+    assert steps.keys() - kept - {0}, "a success that is a demonstration still, and has left the replay"
+    paid = model.replay_buffer.paid.copy()
+    model.relabel(None, {number: np.full(length, 0.25) for number, length in steps.items()})
+    for buffer in model._buffers().values():
+        np.testing.assert_array_equal(buffer.phi[: buffer.size()], 0.25)
+    np.testing.assert_array_equal(model.replay_buffer.paid, paid)
 
 
 def test_an_interrupted_rollout_leaves_no_evidence(monkeypatch):

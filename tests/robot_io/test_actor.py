@@ -60,7 +60,13 @@ def test_what_is_told_again_is_what_was_told():
     one = attempt(3)
     said = [message if isinstance(message, Message) else message() for message in retold(one)]
     assert [message.kind for message in said] == ["begin", *["tick"] * 6, "end"]
-    assert said[0].fields == {"episode": 3, "purpose": "rollout", "time": 0.0, "recorded": True}
+    assert said[0].fields == {
+        "episode": 3,
+        "purpose": "rollout",
+        "time": 0.0,
+        "cloned": None,
+        "recorded": True,
+    }
     assert [message.fields["index"] for message in said[1:-1]] == list(range(6))
     np.testing.assert_array_equal(np.stack([m.arrays["action"] for m in said[1:-1]]), one.actions)
     np.testing.assert_array_equal(np.stack([m.arrays["state"] for m in said[:-1]]), one.state)

@@ -50,7 +50,7 @@ class Wander:
         self.policy = policy
 
     def begin(self) -> None:
-        assert self.policy
+        assert self.policy, "the learner's first policy comes before the first rollout"
 
     def act(self, observation: Mapping[str, np.ndarray], *, explore: bool) -> np.ndarray:
         return self.generator.uniform(-1, 1, 4) * explore

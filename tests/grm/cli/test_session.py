@@ -150,6 +150,19 @@ def test_a_new_policy_in_a_rollout_keeps_its_noise(made):
     assert acting._policy._noise is None
 
 
+def test_who_acts_does_not_change_within_a_rollout(made):
+    """A policy that comes meanwhile brings its weights; that the cloned one is to act alone holds from the next on."""
+    mind = mind_of(made)
+    acting = ActingOnFeatures(tiny_grm(), "move")
+    acting.load(mind.policy())
+    assert acting.begin() is True
+    mind._learner.cloned_rollouts = 0
+    acting.load(mind.policy())
+    assert acting._policy.cloned_only
+    assert acting.begin() is False
+    assert not acting._policy.cloned_only
+
+
 @pytest.fixture
 def command(tmp_path) -> Session:
     return Session(
