@@ -3,11 +3,11 @@
     python -m benchmarks.session --parts timing success interventions
 
 Every part leaves its sessions in --runs, goes on from there, and may be measured alone; the numbers of all parts that
-are there go into one result. `timing` runs the same loop twice: beside a learner that does nothing, then beside one
-that judges and learns. `success` counts successes of the deterministic policy after 150 rollouts from pictures and
-proprioception. In `interventions` the scripted expert takes over in the first 20 rollouts, where the task is not done
-after a second; the ratio is of rollouts until 18 of the last 20 succeeded. `--film docs/session.mp4` films the page of
-that part (needs Chromium).
+are there go into one result. `timing` runs the same loop twice, with the first seed: beside a learner that does
+nothing, then beside one that judges and learns. `success` counts successes of the deterministic policy after 150
+rollouts from pictures and proprioception. In `interventions` the scripted expert takes over in the first 20 rollouts,
+where the task is not done after a second; the ratio is of rollouts until 18 of the last 20 succeeded, which a helped
+rollout never counts as. `--film docs/session.mp4` films the page of that part (needs Chromium).
 """
 
 import json
@@ -24,6 +24,7 @@ import tyro
 
 from grm.cli.mind import MakeMind, MakePolicy
 from grm.cli.session import Session as Command
+from grm.metrics import Interval, expected_interval
 from grm.reward import Frame, Judgement, ProcessReward, Task
 from robot_io.replay import read_lines
 from robot_io.session import Session
@@ -150,7 +151,7 @@ def main(
     runs.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         prepare(runs, seed)
-        if "timing" in parts:
+        if "timing" in parts and seed == seeds[0]:
             for name, length in (("idle", minutes / 3), ("learning", minutes)):
                 timed(command(runs, name, seed), length, idle=name == "idle")
         if "success" in parts:
@@ -159,8 +160,7 @@ def main(
             helper = ("type=grm_sim_expert", "robot_id=sim", f"helps={HELPED + 1}", "helps_after=20")
             run(command(runs, "interventions", seed, rollouts=rollouts, teleop=helper), film=film)
     summary, rows = collect(runs, seeds)
-    print(json.dumps(summary, indent=1))
-    write_result("session", summary, seeds=seeds, rows=rows)
+    print(write_result("session", summary, seeds=seeds, rows=rows).read_text())
 
 
 def timed(settings: Command, minutes: float, *, idle: bool) -> None:
@@ -172,33 +172,33 @@ def timed(settings: Command, minutes: float, *, idle: bool) -> None:
         finished.touch()
 
 
-def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float], list[dict[str, object]]]:
-    summary: dict[str, float] = {}
+def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float | Interval], list[dict[str, object]]]:
+    summary: dict[str, float | Interval] = {}
     rows: list[dict[str, object]] = []
-    learning = [runs / f"learning-{seed}" for seed in seeds if (runs / f"learning-{seed}" / "timing.jsonl").exists()]
-    if learning:
-        found = [timing_of(folder) for folder in learning]
-        idle = np.concatenate([timing_of(runs / f"idle-{seed}")[0] for seed in seeds])
-        periods, latencies = (np.concatenate([one[i] for one in found]) for i in (0, 1))
-        frames = len(periods) + sum(len(read_lines(folder / "episodes")) for folder in learning)
+    learning = runs / f"learning-{seeds[0]}"
+    if (learning / "timing.jsonl").exists():
+        idle, _, _ = timing_of(runs / f"idle-{seeds[0]}")
+        periods, latencies, overruns = timing_of(learning)
+        frames = len(periods) + len(read_lines(learning / "episodes"))
         summary |= {
             "jitter_ms_p99": jitter_p99(periods) - jitter_p99(idle),
             "jitter_ms_p99_learning": jitter_p99(periods),
             "jitter_ms_p99_idle": jitter_p99(idle),
-            "overrun_rate": sum(one[2] for one in found) / len(periods),
+            "overrun_rate": overruns / len(periods),
             "driven_minutes": float(periods.sum() / 60_000),
             "frame_to_phi_ms_p50": float(np.percentile(latencies, 50)),
             "frame_to_phi_ms_p99": float(np.percentile(latencies, 99)),
             "frames_judged_in_time": len(latencies) / frames,
         }
     reached: dict[str, list[float]] = {}
-    tested: list[float] = []
+    tested: list[list[float]] = []
     for name in ("success", "interventions"):
         for seed in seeds:
             lines = read_lines(runs / f"{name}-{seed}" / "episodes")
             if not lines:
                 continue
-            tested += [line["success"] for line in lines if line["behaviour"] == "evaluation"]
+            if name == "success":
+                tested.append([line["success"] for line in lines if line["behaviour"] == "evaluation"])
             count = sum(line["behaviour"] == "rollout" for line in lines)
             reached.setdefault(name, []).append(rollouts_to(lines) or np.inf)
             kept = ("behaviour", "success", "length", "interventions")
@@ -208,12 +208,13 @@ def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float], list[di
             ]
             summary[f"{name}_rollouts_{seed}"] = count
     if tested:
-        summary["success_150"] = float(np.mean(tested))
+        rates = [float(np.mean(one)) for one in tested]
+        summary["success_150"] = expected_interval(rates, np.random.default_rng(0))
     for name, values in reached.items():
         if np.isfinite(values).all():
-            summary[f"rollouts_to_90_{name}"] = float(np.mean(values))
-    if "rollouts_to_90_success" in summary and "rollouts_to_90_interventions" in summary:
-        summary["intervention_ratio"] = summary["rollouts_to_90_interventions"] / summary["rollouts_to_90_success"]
+            summary[f"rollouts_to_90_{name}"] = expected_interval(values, np.random.default_rng(0))
+    if len(reached) == 2 and np.isfinite([*reached["success"], *reached["interventions"]]).all():
+        summary["intervention_ratio"] = float(np.mean(reached["interventions"]) / np.mean(reached["success"]))
     faults = RESULTS / "faults.json"
     if faults.exists():  # measured by benchmarks.faults
         survived = json.loads(faults.read_text())["summary"]
