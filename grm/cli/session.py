@@ -305,7 +305,9 @@ def _summary(state: Mapping[str, Any]) -> str:
     recent = [
         yes for yes, test in zip(rollouts.get("success", ()), rollouts.get("evaluation", ()), strict=True) if not test
     ]
-    parts = [f"{rollouts.get('done', 0)} rollouts"]
+    done = rollouts.get("done", 0)
+    shown = len(recent) - done
+    parts = [f"{shown} demonstrations"] if shown else [f"{done} rollouts"]
     if recent[-20:]:
         parts.append(f"{sum(recent[-20:])} of the last {len(recent[-20:])} succeeded")
     phi = [value for value in state.get("episode", {}).get("phi", ()) if value is not None]

@@ -220,4 +220,6 @@ def test_the_line_in_the_terminal():
         "episode": {"phi": [0.1, 0.25, None]},
     }
     assert _summary(state) == "running: 2 rollouts, 1 of the last 2 succeeded, Φ 0.25"
+    demonstrated = {"done": 0, "success": [True, True], "evaluation": [False, False]}
+    assert _summary({"phase": "ended", "rollouts": demonstrated}).startswith("ended: 2 demonstrations, ")
     assert _summary({"phase": "starting", "waits_for": "x"}) == "starting: 0 rollouts; waiting for x"
