@@ -279,19 +279,21 @@ def recover(root: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def read_judged(root: Path, episode: int) -> Judgement:
-    """What was said of the frames of a recorded episode at the time. Raises `TraceError` if there is no such column."""
+def read_judged(root: Path) -> list[Judgement]:
+    """What was said of the frames of each recorded episode at the time. Raises `TraceError` without such columns."""
     import pandas as pd
 
-    path = Path(root) / "data"
-    tables = [pd.read_parquet(file) for file in sorted(path.rglob("*.parquet"))]
-    rows = [table.loc[table["episode_index"] == episode] for table in tables]
-    if not any(len(part) and "potential" in part for part in rows):
-        raise TraceError(f"{root} has no episode {episode} with a potential; expected a recording of rollouts")
-    table = pd.concat(rows).sort_values(by="frame_index")
-    potential = np.array([np.asarray(value).item() for value in table["potential"]], np.float64)
-    spread = np.array([np.asarray(value).item() for value in table["potential_spread"]], np.float64)
-    return Judgement(potential=potential, spread=spread, judged=~np.isnan(potential))
+    tables = [pd.read_parquet(file) for file in sorted((Path(root) / "data").rglob("*.parquet"))]
+    if not tables or not all("potential" in table for table in tables):
+        raise TraceError(f"{root} has no episodes with a potential; expected a recording of rollouts")
+    judged = []
+    for _, table in pd.concat(tables).sort_values(by=["episode_index", "frame_index"]).groupby("episode_index"):
+        said = [
+            np.array([np.asarray(value).item() for value in table[name]], np.float64)
+            for name in ("potential", "potential_spread")
+        ]
+        judged.append(Judgement(potential=said[0], spread=said[1], judged=~np.isnan(said[0])))
+    return judged
 
 
 def _copy_contents(meta: Path, to: Path) -> None:

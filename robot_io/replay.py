@@ -1,6 +1,7 @@
 """What a session recorded, as a judge and a learner take it: the same, live and from the recording."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,32 +54,42 @@ def read_lines(root: Path) -> list[dict[str, Any]]:
 
 
 def read_attempt(root: Path, number: int) -> Attempt:
-    """A recorded rollout. Raises `TraceError` if it cannot be read, or was not written by a `Recorder`."""
+    """One recorded rollout: see `read_attempts`."""
+    [attempt] = read_attempts(root, [number])
+    return attempt
+
+
+def read_attempts(root: Path, numbers: Sequence[int] | None = None) -> Iterator[Attempt]:
+    """Recorded rollouts, all of them unless numbered, one at a time; what they share is read once.
+
+    Raises `TraceError` where one cannot be read, or was not written by a `Recorder`.
+    """
     import pandas as pd
     from lerobot.datasets import LeRobotDatasetMetadata
 
-    root = Path(root)
-    [episode] = read_episodes(root, [number])
-    meta = LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
-    table = pd.read_parquet(root / meta.get_data_file_path(number))
-    table = table.loc[table["episode_index"] == number].sort_values(by="frame_index")
-    if "command" not in table:
-        raise TraceError(f"{root} has no column `command`; expected a recording of `grm session`")
+    root, lines = Path(root), read_lines(root)
+    wanted = range(len(lines)) if numbers is None else numbers
+    meta = None
+    for number, episode in zip(wanted, read_episodes(root, wanted), strict=True):
+        meta = meta or LeRobotDatasetMetadata(f"grm/{root.name}", root=root)
+        table = pd.read_parquet(root / meta.get_data_file_path(number))
+        table = table.loc[table["episode_index"] == number].sort_values(by="frame_index")
+        if "command" not in table:
+            raise TraceError(f"{root} has no column `command`; expected a recording of `grm session`")
 
-    def column(name: str) -> np.ndarray:
-        return np.array([np.asarray(value).item() for value in table[name]])
+        def column(name: str, table: pd.DataFrame = table) -> np.ndarray:
+            return np.array([np.asarray(value).item() for value in table[name]])
 
-    line = read_lines(root)[number]
-    return Attempt(
-        number=number,
-        views=dict(episode.views),
-        state=episode.state,
-        time=column("time"),
-        actions=np.stack(table["command"].to_numpy())[:-1].astype(np.float32),
-        rewards=column("next.reward")[:-1].astype(np.float32),
-        interventions=column("intervention")[:-1].astype(bool),
-        terminated=not bool(column("next.truncated")[-2]),
-        success=bool(line["success"]),
-        purpose=str(line["behaviour"]),
-        scalars=tuple(meta.features["observation.state"]["names"] or ()),
-    )
+        yield Attempt(
+            number=number,
+            views=dict(episode.views),
+            state=episode.state,
+            time=column("time"),
+            actions=np.stack(table["command"].to_numpy())[:-1].astype(np.float32),
+            rewards=column("next.reward")[:-1].astype(np.float32),
+            interventions=column("intervention")[:-1].astype(bool),
+            terminated=not bool(column("next.truncated")[-2]),
+            success=bool(lines[number]["success"]),
+            purpose=str(lines[number]["behaviour"]),
+            scalars=tuple(meta.features["observation.state"]["names"] or ()),
+        )

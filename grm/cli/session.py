@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from ..errors import CheckpointError, MissingExtraError, OutputError, TraceError
@@ -273,19 +274,20 @@ class Session:
 
     def _rejudge(self) -> None:
         from robot_io.recorder import read_judged
-        from robot_io.replay import read_attempt, read_lines
+        from robot_io.replay import read_attempts
 
         recording = self.out / "episodes"
         model, task, _ = self.make_mind().judge(lambda doing: None)
         table = Table("episode", "success", "judged in time", "Φ at the end", "largest change of Φ")
-        for number, line in enumerate(read_lines(recording)):
-            then = read_judged(recording, number)
-            now = model.judge(task, read_attempt(recording, number).frames)
+        said = read_judged(recording)
+        both_of = zip(read_attempts(recording), said, strict=True)
+        for attempt, then in track(both_of, "judging", len(said), console=console):
+            now = model.judge(task, attempt.frames)
             both = then.judged & now.judged
             change = np.abs(then.potential - now.potential)[both]
             table.add_row(
-                str(number),
-                "yes" if line["success"] else "no",
+                str(attempt.number),
+                "yes" if attempt.success else "no",
                 f"{then.judged.sum()} of {len(then)}",
                 f"{now.potential[-1]:.3f}" if now.judged[-1] else "abstained",
                 f"{change.max():.1g}" if len(change) else "",

@@ -18,6 +18,8 @@ from robot_io import recorder as recorder_module
 from robot_io.recorder import Recorder, read_judged, recover
 from robot_io.rollout import Ending, Tick, Verdict
 
+from ..tiny import square
+
 RATE_HZ = 20.0
 
 
@@ -133,12 +135,17 @@ def test_columns_in_the_robots_words(recorded):
 
 
 def test_the_potential_is_what_was_said_at_the_time(recorded):
-    judged = read_judged(recorded, 0)
+    judged, _, unjudged = read_judged(recorded)
     np.testing.assert_allclose(judged.potential, [0, 0.1, np.nan, 0.3, 0.4, 0.5, np.nan], atol=1e-6)
     assert judged.judged.tolist() == [True, True, False, True, True, True, False]
-    assert not read_judged(recorded, 2).judged.any()
-    with pytest.raises(TraceError, match="no episode 3"):
-        read_judged(recorded, 3)
+    assert not unjudged.judged.any()
+
+
+def test_where_nothing_was_said_no_potential_is_read(tmp_path):
+    EpisodeWriter(tmp_path / "collected").append(square(0))
+    for folder in ("collected", "nowhere"):
+        with pytest.raises(TraceError, match=f"{folder} has no episodes with a potential"):
+            read_judged(tmp_path / folder)
 
 
 def test_verdicts_are_beside(recorded):

@@ -3,7 +3,7 @@ import pytest
 
 from grm.data.lerobot import EpisodeWriter
 from grm.errors import TraceError
-from robot_io.replay import read_attempt, read_lines
+from robot_io.replay import read_attempt, read_attempts, read_lines
 from robot_io.rollout import Verdict
 
 from ..tiny import square
@@ -46,6 +46,13 @@ def test_what_was_cut_short_did_not_terminate(recording):
 def test_a_verdict_given_in_a_pause_ends_it_too(recording):
     attempt = read_attempt(recording, 2)
     assert (attempt.success, attempt.terminated, attempt.rewards[-1]) == (True, True, 1)
+
+
+def test_all_are_read_in_one_pass(recording):
+    attempts = list(read_attempts(recording))
+    assert [(one.number, one.purpose) for one in attempts] == [(0, "rollout"), (1, "evaluation"), (2, "evaluation")]
+    np.testing.assert_array_equal(attempts[1].state, read_attempt(recording, 1).state)
+    assert [one.number for one in read_attempts(recording, [2, 0])] == [2, 0]
 
 
 def test_what_was_not_recorded_is_not_read(recording, tmp_path):

@@ -121,7 +121,7 @@ def test_a_session_records_judges_learns_and_ends(side, grm):
     timing = [json.loads(line) for line in (side.out / "timing.jsonl").read_text().splitlines()]
     assert [len(line["periods_ms"]) for line in timing] == [5] * 6
     assert all(ms > 0 for line in timing for ms in line["latencies_ms"])
-    judged = read_judged(side.recording, 3)
+    judged = read_judged(side.recording)[3]
     assert judged.judged.any(), "Φ as it was at the time is in the recording"
 
 
