@@ -10,10 +10,10 @@ import numpy as np
 
 from .onlookers import Watched
 
-SUCCESS_THRESHOLD = 0.9
+SUCCESS_THRESHOLD = 0.6
 STABLE_STEPS = 3
-"""A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above. Both are a guess so
-far; `benchmarks.success_threshold` finds them on training tasks."""
+"""A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above: what
+`benchmarks.success_threshold` found on training tasks."""
 
 
 class StableSuccess:
