@@ -191,14 +191,15 @@ def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float | Interva
             "frames_judged_in_time": len(latencies) / frames,
         }
     reached: dict[str, list[float]] = {}
-    tested: list[list[float]] = []
+    tested: list[float] = []
     for name in ("success", "interventions"):
         for seed in seeds:
             lines = read_lines(runs / f"{name}-{seed}" / "episodes")
             if not lines:
                 continue
-            if name == "success":
-                tested.append([line["success"] for line in lines if line["behaviour"] == "evaluation"])
+            evaluated = [line["success"] for line in lines if line["behaviour"] == "evaluation"]
+            if evaluated:
+                tested.append(float(np.mean(evaluated)))
             count = sum(line["behaviour"] == "rollout" for line in lines)
             reached.setdefault(name, []).append(rollouts_to(lines) or np.inf)
             kept = ("behaviour", "success", "length", "interventions")
@@ -208,8 +209,7 @@ def collect(runs: Path, seeds: Sequence[int]) -> tuple[dict[str, float | Interva
             ]
             summary[f"{name}_rollouts_{seed}"] = count
     if tested:
-        rates = [float(np.mean(one)) for one in tested]
-        summary["success_150"] = expected_interval(rates, np.random.default_rng(0))
+        summary["success_150"] = expected_interval(tested, np.random.default_rng(0))
     for name, values in reached.items():
         if np.isfinite(values).all():
             summary[f"rollouts_to_90_{name}"] = expected_interval(values, np.random.default_rng(0))

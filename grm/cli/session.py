@@ -280,8 +280,8 @@ class Session:
         model, task, _ = self.make_mind().judge(lambda doing: None)
         table = Table("episode", "success", "judged in time", "Φ at the end", "largest change of Φ")
         said = read_judged(recording)
-        both_of = zip(read_attempts(recording), said, strict=True)
-        for attempt, then in track(both_of, "judging", len(said), console=console):
+        recorded = zip(read_attempts(recording), said, strict=True)
+        for attempt, then in track(recorded, "judging", len(said), console=console):
             now = model.judge(task, attempt.frames)
             both = then.judged & now.judged
             change = np.abs(then.potential - now.potential)[both]
@@ -309,7 +309,8 @@ def _summary(state: Mapping[str, Any]) -> str:
     ]
     done = rollouts.get("done", 0)
     shown = len(recent) - done
-    parts = [f"{shown} demonstrations"] if shown else [f"{done} rollouts"]
+    parts = [f"{shown} demonstration{'s' * (shown > 1)}"] if shown else []
+    parts += [f"{done} rollouts"] if done or not shown else []
     if recent[-20:]:
         parts.append(f"{sum(recent[-20:])} of the last {len(recent[-20:])} succeeded")
     phi = [value for value in state.get("episode", {}).get("phi", ()) if value is not None]

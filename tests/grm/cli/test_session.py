@@ -221,5 +221,9 @@ def test_the_line_in_the_terminal():
     }
     assert _summary(state) == "running: 2 rollouts, 1 of the last 2 succeeded, Φ 0.25"
     demonstrated = {"done": 0, "success": [True, True], "evaluation": [False, False]}
-    assert _summary({"phase": "ended", "rollouts": demonstrated}).startswith("ended: 2 demonstrations, ")
+    assert _summary({"phase": "ended", "waits_for": None, "rollouts": demonstrated}) == (
+        "ended: 2 demonstrations, 2 of the last 2 succeeded"
+    )
+    demonstrated["done"] = 1
+    assert "ended: 1 demonstration, 1 rollouts, " in _summary({"phase": "ended", "rollouts": demonstrated})
     assert _summary({"phase": "starting", "waits_for": "x"}) == "starting: 0 rollouts; waiting for x"
