@@ -2,7 +2,9 @@
 
 Cells of (task, seed, arm) run in processes, the most telling arms first, for all seeds before any ablation; what is
 finished in `--out` is not repeated, what was interrupted goes on. The results are always written from the finished
-cells, and say how many of the planned ones these are. `--report` writes them and runs nothing.
+cells, and say how many of the planned ones these are. `--report` writes them and runs nothing. Eighty hours of one core
+need not be one machine's: `--merge` keeps those rows of the results file whose cells are not in `--out`, each with the
+commit it was measured at; do without it once the learner has changed.
 
 How many rollouts it takes is counted on the learner's own, exploring rollouts: the first at which `LEVEL` of the last
 `WINDOW` succeeded, by the simulator. A learner that does not get there in the rollouts it has counts as all of them,
@@ -12,6 +14,7 @@ Minutes are those of the rollouts and their updates: adapting the GRM and the ev
 """
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +31,7 @@ from policies.grid import Cell
 from policies.log import SECONDS, arm_folder, read_rollouts
 from policies.one_shot import OneShotSettings, read_evaluation
 
-from .results import write_result
+from .results import RESULTS, write_result
 
 LEVEL, WINDOW, BLOCK, START = 0.8, 20, 25, 0.3
 PICTURE = Path(__file__).parent.parent / "docs" / "one_shot_rl.png"
@@ -48,6 +51,7 @@ def row_of(cell: Cell) -> Row:
     """Everything about one finished cell."""
     logged = list(read_rollouts(arm_folder(cell.folder, cell.arm.name) / "rollouts.csv"))
     row: Row = {"task": cell.settings.task, "seed": cell.settings.seed, "arm": cell.arm.name}
+    row["commit"] = json.loads((cell.folder / "config.json").read_text())["commit"]
     row |= {"final_success": read_evaluation(cell.folder, cell.arm.name), "rollouts": len(logged)}
     if not logged:
         return row
@@ -179,61 +183,82 @@ def false_success_rate(rows: Sequence[Row], arm: str) -> Interval | None:
     return bootstrap(found, lambda mean: mean[arm])
 
 
-def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Curves of the finished cells: a panel per task, a line per main arm, mean over seeds, moving over rollouts."""
+def earlier_rows(path: Path) -> list[Row]:
+    """Of a results file written before, its rows as `row_of` gives them."""
+
+    def value(column: str, text: str) -> object:
+        return text if column in ("task", "arm", "commit") else int(text) if text.isdigit() else float(text)
+
+    with path.open(newline="") as file:
+        rows: list[Row] = [{k: value(k, v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    for row in rows:
+        if row["rollouts"]:
+            row.setdefault("rollouts_to_80", None)
+    return rows
+
+
+def draw(table: Table, path: Path) -> None:
+    """A panel per task, a line per main arm: success in blocks after the cloned policy's; mean over seeds."""
     import matplotlib.pyplot as plt
 
-    tasks = list(dict.fromkeys(cell.settings.task for cell in cells))
+    tasks = list(dict.fromkeys(task for task, _ in table.cells))
     figure, axes = plt.subplots(2, (len(tasks) + 1) // 2, figsize=(14, 6), sharex=True, sharey=True, squeeze=False)
     for axis, task in zip(axes.ravel(), tasks, strict=False):
-        for number, arm in enumerate(arm for arm in MAIN if arm.learns):
-            curves = [
-                [float(entry["true_success"] == "True") for entry in read_rollouts(where / "rollouts.csv")]
-                for cell in cells
-                if cell.arm == arm and cell.settings.task == task and cell.finished
-                for where in [arm_folder(cell.folder, arm.name)]
-            ]
-            if not curves:
+        begin = [seed["cloned"] for seed in table.values("final_success", ["cloned"]).get(task, [])]
+        for number, arm in enumerate(arm.name for arm in MAIN if arm.learns):
+            ran = [row for (where, _), cells in table.cells.items() if where == task for row in [cells.get(arm)] if row]
+            if not ran:
                 continue
-            mean = np.convolve(np.mean(curves, axis=0), np.ones(WINDOW) / WINDOW, "valid")
-            axis.plot(np.arange(WINDOW, WINDOW + len(mean)), mean, f"C{number}", label=f"{arm.name} ({len(curves)})")
+            ends = [
+                end for end in range(BLOCK, table.rollouts + 1, BLOCK) if all(f"success_{end}" in row for row in ran)
+            ]
+            found = [[float(str(row[f"success_{end}"])) for row in ran] for end in ends]
+            middle, means = [end - BLOCK / 2 for end in ends], [float(np.mean(seeds)) for seeds in found]
+            if begin:
+                middle, means = [0.0, *middle], [float(np.mean(begin)), *means]
+            axis.plot(middle, means, f"C{number}.-", label=f"{arm} ({len(ran)})")
         axis.set_title(task.removesuffix("-v3"))
-        axis.legend(fontsize=6, loc="lower right")
+        if axis.lines:
+            axis.legend(fontsize=6, loc="lower right")
     axes[0, 0].set_ylim(-0.02, 1.02)
     figure.supxlabel("rollouts")
-    figure.supylabel(f"success of the last {WINDOW} rollouts (seeds in brackets)")
+    figure.supylabel(f"success, exploring, in blocks of {BLOCK} rollouts; at 0 the cloned policy's (seeds in brackets)")
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def report(cells: Sequence[Cell], rollouts: int, name: str, picture: Path) -> None:
+def report(cells: Sequence[Cell], rollouts: int, name: str, picture: Path, *, merge: bool) -> None:
     """Write the results of what is finished, and the picture; nothing before the first cell is."""
     finished = [cell for cell in cells if cell.finished]
     if not finished:
         print("no cell is finished yet: nothing to report")
         return
     rows = [row_of(cell) for cell in finished]
-    began = [json.loads((folder / "config.json").read_text()) for folder in dict.fromkeys(c.folder for c in finished)]
+    if merge and (RESULTS / f"{name}.csv").exists():
+        here = {(row["task"], row["seed"], row["arm"]) for row in rows}
+        earlier = earlier_rows(RESULTS / f"{name}.csv")
+        rows = [row for row in earlier if (row["task"], row["seed"], row["arm"]) not in here] + rows
+    began = json.loads((finished[0].folder / "config.json").read_text())
     summary = summarize(rows, rollouts)
     path = write_result(
         name,
         summary,
-        seeds=sorted({cell.settings.seed for cell in finished}),
+        seeds=sorted({int(str(row["seed"])) for row in rows}),
         rows=[{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
-        cells_done=len(finished),
+        cells_done=len(rows),
         cells_planned=len(cells),
-        commits_of_runs=sorted({str(config["commit"]) for config in began}),
+        commits_of_runs=sorted({str(row["commit"]) for row in rows}),
         rollouts=rollouts,
         inputs="simulator state, relative coordinates; arms named *_features see proprioception and view features",
         r_gold="the simulator's success; grm_only: the GRM's success head; classifier: a classifier",
-        settings=began[0]["settings"],
+        settings=began["settings"],
     )
-    draw(cells, picture)
+    draw(Table(rows, rollouts), picture)
     for key, value in summary.items():
         shown = f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})" if isinstance(value, Interval) else value
         print(f"{key:36} {shown}")
-    print(f"{len(finished)} of {len(cells)} cells; {path}")
+    print(f"{len(rows)} of {len(cells)} cells; {path}")
 
 
 def main() -> None:
@@ -248,6 +273,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/one_shot_rl"))
     parser.add_argument("--report", action="store_true", help="write the results of what is finished, run nothing")
+    parser.add_argument("--merge", action="store_true", help="keep rows of the results file that are not in --out")
     parser.add_argument("--name", default="one_shot_rl", help="of the results, for other tasks than the benchmark's")
     options = parser.parse_args()
 
@@ -277,7 +303,7 @@ def main() -> None:
                     print(f"error: {error}")
     finally:  # Ctrl-C leaves a report of what is finished
         picture = PICTURE if options.name == "one_shot_rl" else options.out / "curves.png"
-        report(cells, options.rollouts, options.name, picture)
+        report(cells, options.rollouts, options.name, picture, merge=options.merge)
     if failure is not None:
         sys.exit(1)
 

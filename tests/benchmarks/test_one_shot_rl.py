@@ -88,6 +88,10 @@ def write_cell(folder, arm, rate, rows=()):
             writer.writerows(dict.fromkeys(COLUMNS, 0) | r for r in rows)
 
 
+def write_config(folder, commit="c1"):
+    (folder / "config.json").write_text(json.dumps({"settings": {"task": "reach-v3"}, "commit": commit}))
+
+
 def cell(folder, arm, task="reach-v3", seed=0):
     return Cell(settings=OneShotSettings(task=task, seed=seed), arm=arm, folder=folder)
 
@@ -100,6 +104,7 @@ def test_a_row_counts_what_the_head_said_against_the_truth(tmp_path):
         for s, t in zip(said, true, strict=True)
     ]
     write_cell(tmp_path, GRM_ONLY, 0.4, rows)
+    write_config(tmp_path)
     found = row_of(cell(tmp_path, GRM_ONLY))
     assert (found["false_successes"], found["missed_successes"]) == (10, 10)
     assert found["abstained"] == pytest.approx(0.1)
@@ -113,12 +118,12 @@ def test_a_row_counts_what_the_head_said_against_the_truth(tmp_path):
 
 def test_a_report_of_a_part_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(results.subprocess, "run", lambda *a, **k: type("Done", (), {"stdout": "abc\n"}))
+    monkeypatch.setattr(results, "_commit", lambda folder: "abc")
     runs = tmp_path / "runs"
     rows = [{"success": k > 5, "true_success": k > 5, "length": 10} for k in range(30)]
     for arm in (CLONED, SPARSE, GRM_SHAPED):
         write_cell(runs / "reach-v3-0", arm, 0.1 if arm == CLONED else 0.9, () if arm == CLONED else rows)
-    (runs / "reach-v3-0" / "config.json").write_text(json.dumps({"settings": {"task": "reach-v3"}, "commit": "c1"}))
+    write_config(runs / "reach-v3-0")
     command = ["one_shot_rl.py", "--report", "--out", str(runs), "--tasks", "reach", "push", "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", [*command, "--arms", "cloned", "sparse", "grm", "dense", "--name", "some"])
     one_shot_rl.main()
@@ -135,18 +140,44 @@ def test_a_report_of_a_part_says_so(tmp_path, monkeypatch, capsys):
 
 def test_nothing_finished_is_no_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    one_shot_rl.report([cell(tmp_path / "nowhere", SPARSE)], 150, "some", tmp_path / "some.png")
+    one_shot_rl.report([cell(tmp_path / "nowhere", SPARSE)], 150, "some", tmp_path / "some.png", merge=False)
     assert not (tmp_path / "results").exists()
     assert "nothing to report" in capsys.readouterr().out
 
 
+def test_rows_measured_on_another_machine_are_kept_and_those_measured_again_replaced(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(one_shot_rl, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "_commit", lambda folder: "abc")
+    rows = [{"success": k > 5, "true_success": k > 5, "length": 10} for k in range(30)]
+
+    def measure(machine, commit, final, *extra):
+        run = tmp_path / machine / "reach-v3-0"
+        for arm in (SPARSE, GRM_SHAPED) if machine == "first" else (GRM_SHAPED,):
+            write_cell(run, arm, final, rows)
+        write_config(run, commit)
+        command = ["one_shot_rl.py", "--report", "--out", str(tmp_path / machine), "--tasks", "reach", "--seeds", "0"]
+        monkeypatch.setattr(sys, "argv", [*command, "--arms", "sparse", "grm", "--name", "some", *extra])
+        one_shot_rl.main()
+        with (tmp_path / "results" / "some.csv").open(newline="") as file:
+            return {r["arm"]: (r["commit"], float(r["final_success"])) for r in csv.DictReader(file)}
+
+    assert measure("first", "123e4567", 0.5) == {"sparse": ("123e4567", 0.5), "grm": ("123e4567", 0.5)}
+    assert measure("second", "c2", 0.9, "--merge") == {"sparse": ("123e4567", 0.5), "grm": ("c2", 0.9)}
+    found = json.loads((tmp_path / "results" / "some.json").read_text())
+    assert found["commits_of_runs"] == ["123e4567", "c2"]
+    assert found["summary"]["rollouts_to_80_vs_sparse"]["value"] == 1.0, "what is read back counts as before"
+    assert measure("third", "c2", 0.9) == {"grm": ("c2", 0.9)}
+
+
 def test_curves_are_drawn_per_task(tmp_path):
     rows = [{"true_success": bool(np.sin(k) > 0)} for k in range(40)]
-    cells = []
+    found = []
     for task in ("reach-v3", "push-v3", "door-lock-v3"):
         write_cell(tmp_path / task, SPARSE, 0.5, rows)
-        cells.append(cell(tmp_path / task, SPARSE, task))
-    draw(cells, tmp_path / "curves.png")
+        write_config(tmp_path / task)
+        found.append(row_of(cell(tmp_path / task, SPARSE, task)))
+    draw(Table(found, 25), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
