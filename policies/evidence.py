@@ -7,8 +7,6 @@ import numpy as np
 
 WINDOW = 25
 """Last rollouts that say how often the learner succeeds, and how far to trust the process reward."""
-SPOKEN = 5
-"""Successes among those after which the task's own reward says enough, and no process reward is needed any more."""
 CONTEST = 15
 """Last rollouts of each of the two that may act, by which they are compared."""
 PRIOR = {True: (0.2, 1.0), False: (1.0, 1.0)}
@@ -67,15 +65,6 @@ class Evidence:
         weights = np.square([outcome.claim for outcome in last], dtype=float)
         right = np.array([outcome.success for outcome in last], float)
         return float((1 + weights @ right) / (1 + weights.sum()))
-
-    @property
-    def faith(self) -> float:
-        """How far a process reward is to be followed, in [0, 1]: its trust, where the task's own reward is silent.
-
-        It falls with every success among the last `WINDOW` rollouts and is 0 from `SPOKEN` on: who succeeds has better
-        evidence than a model's, and learns from it faster than from a potential that is fitted again and again.
-        """
-        return self.trust * max(0.0, 1 - self.success_rate * WINDOW / SPOKEN)
 
     def clone_acts(self, rng: np.random.Generator) -> bool:
         """Whether the cloned policy alone should act next: Thompson sampling of both success rates (Beta posteriors).

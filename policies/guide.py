@@ -6,7 +6,7 @@ Why a learner should not be paid with a model's answers themselves:
   state, what is left of them is their mean, and neighbouring states average their errors out;
 - of the demonstration and of every success the time to go is known, and better than any model says it: the potential
   learns from these too, and what the model overrates is corrected where the learner goes;
-- whoever fails where a model says done trusts it less, and whoever succeeds needs it less (`policies/evidence.py`);
+- whoever fails where a model says done trusts it less (`policies/evidence.py`), and so follows it less;
 - the scale is that of values, gamma ** time-to-go, which a horizon shorter than the potential's needs.
 
 It is refitted as rollouts come, and everything stored is then paid anew under the newest one, so that a learner sees

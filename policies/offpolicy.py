@@ -14,9 +14,9 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential;
-- as long as it hardly succeeds, and the process reward is right about that, a potential of its own
-  (`policies/guide.py`) and a shorter horizon: what lies further ahead is left to the guide (HuRL: Cheng et al. 2021,
-  "Heuristic-Guided Reinforcement Learning"); then the task's own reward alone;
+- a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and as long as it hardly
+  succeeds, and the process reward is right about it, a shorter horizon: what lies further ahead is left to the guide
+  (HuRL: Cheng et al. 2021, "Heuristic-Guided Reinforcement Learning");
 - the cloned policy acts alone as long as it succeeds more often than what the critics choose (`policies/evidence.py`).
 
 Time is counted in rollouts, because a rollout is what costs a person something. One rollout: one episode is collected,
@@ -104,7 +104,7 @@ class DemonstrationSAC(SAC):
             successes and from the `phi` in the infos (which a `VecPotentialShaping` of weight 0 reports; without any it
             learns from successes alone), and it shapes the reward here: the environment must pay the task's alone.
         guided_gamma: the learner's own discount while it is guided and never succeeds, at most `gamma`, which it
-            becomes as rollouts succeed, or the process reward turns out to be wrong. The potential is one
+            becomes as the last rollouts all succeed, or the process reward turns out to be wrong. The potential is one
             of `gamma` throughout: a decision that keeps up with it is paid 0. Smaller means more faith in it;
             `docs/derivations.md`, section 11, has what that buys and what it costs.
         n_steps: decisions summed in a return before the critic takes over.
@@ -157,7 +157,7 @@ class DemonstrationSAC(SAC):
         ent_coef: float | str = "auto_0.1",
         exploration_noise: float = 0.3,
         imitation_steps: int = 200,
-        imitation_weight: float = 3.0,
+        imitation_weight: float = 0.3,
         cloned_rollouts: int = 5,
         buffer_size: int = 50_000,
         seed: int | None = 0,
@@ -345,10 +345,13 @@ class DemonstrationSAC(SAC):
 
     @property
     def own_gamma(self) -> float:
-        """Discount of the next updates: from `guided_gamma` to `gamma`, its horizon geometric in the faith."""
+        """Discount of the next updates: from `guided_gamma` to `gamma`, its horizon geometric in the faith.
+
+        That is how far the process reward is trusted, times how often the learner failed of late.
+        """
         if self.guide is None:
             return self.gamma
-        faith = self.evidence.faith
+        faith = self.evidence.trust * (1 - self.evidence.success_rate)
         return 1 - (1 - self.guided_gamma) ** faith * (1 - self.gamma) ** (1 - faith)
 
     def relabel(
@@ -450,7 +453,7 @@ class DemonstrationSAC(SAC):
         helped = np.zeros(length, bool) if intervened is None else intervened
         self.evidence.add(phi, cloned=cloned, success=success, helped=bool(helped.any()))
         if self.guide is not None:
-            if self.rollouts % GUIDE_INTERVAL == 0 and self.evidence.faith > 0:
+            if self.rollouts % GUIDE_INTERVAL == 0:
                 self._fit_guide(self.guide, GUIDE_STEPS[self.rollouts > 0])
             self._shape(self.guide)
             self.replay_buffer.gamma = self.demonstration_buffer.gamma = self.own_gamma
@@ -484,7 +487,7 @@ class DemonstrationSAC(SAC):
             states, next_states = (x[rows, 0] for x in (buffer.observations, buffer.next_observations))
             phi, next_phi = (guide.potential(x, pause=self.pause) for x in (states, next_states))
             terminated = (buffer.dones * (1 - buffer.timeouts))[rows, 0] > 0
-            weight = self.guidance * self.evidence.faith
+            weight = self.guidance * self.evidence.trust
             shaping = weight * shaping_reward(phi, next_phi, terminated, self.gamma)
             buffer.rewards[rows, 0] = buffer.paid[rows] + shaping
 

@@ -26,14 +26,6 @@ def test_trust_by_hand(outcomes, expected):
     assert Evidence(outcomes).trust == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("successes", "expected"), [(0, 0.2), (1, 0.16), (4, 0.04), (5, 0.0), (21, 0.0)])
-def test_faith_is_trust_until_the_learner_succeeds(successes, expected):
-    """Four failures called done leave a trust of one in five; five successes leave no faith in any model."""
-    outcomes = [ended(True, None)] * successes + [ended(False, 1.0)] * 4
-    assert Evidence(outcomes).faith == pytest.approx(expected)
-    assert Evidence([*outcomes, *[ended(False, 1.0)] * 25]).faith == pytest.approx(1 / 26), "it comes back with failure"
-
-
 def test_what_was_said_at_the_end_is_the_claim_whatever_was_said_before():
     evidence = Evidence()
     evidence.add(np.r_[np.ones(50), np.nan, 0.1, 0.2, 0.3, np.nan, 0.4, 0.5], cloned=False, success=False)
