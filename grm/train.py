@@ -397,6 +397,7 @@ def adapt(
     demonstration: Episode,
     replay: Sequence[Episode] = (),
     *,
+    rollouts: Sequence[Episode] = (),
     steps: int = 200,
     seed: int = 0,
     train_encoder: bool = True,
@@ -410,10 +411,13 @@ def adapt(
     weights are `share` of the way from the old ones to the trained ones (Wortsman et al. 2022, "Robust Fine-Tuning of
     Zero-Shot Models"). What keeps them from following the demonstration's clock everywhere is that they are asked about
     the same frames for other tasks too, where these are no progress.
-    Raises `TraceError` for a demonstration that does not end in success.
+
+    One demonstration does not tell what the arm did from what came of it. `rollouts` of which it is known how they ended
+    do, above all failures that move as the demonstration did; they teach what they teach in `refit`.
+    Raises `TraceError` for a demonstration that does not end in success, or rollouts of another task.
     """
     settings = replace(FEW_SHOT, steps=steps, seed=seed, focus=0.5 if replay else 0.0, train_encoder=train_encoder)
-    return _few_shot(model, demonstration, (), replay, settings, share, after_step)
+    return _few_shot(model, demonstration, rollouts, replay, settings, share, after_step)
 
 
 def refit(
@@ -436,11 +440,6 @@ def refit(
 
     Raises `TraceError` for a demonstration that does not end in success, or rollouts of another task.
     """
-    foreign = [rollout.task for rollout in rollouts if rollout.task != demonstration.task]
-    if foreign:
-        raise TraceError(
-            f"a rollout of {foreign[0]!r}; expected rollouts of the demonstration's {demonstration.task!r}"
-        )
     settings = replace(FEW_SHOT, steps=steps, seed=seed, focus=0.75 if replay else 0.0, train_encoder=False)
     return _few_shot(model, demonstration, rollouts, replay, settings, share, after_step)
 
@@ -458,6 +457,11 @@ def _few_shot(
         raise TraceError(
             f"the demonstration of {demonstration.task!r} does not end in success; expected one that shows the task "
             f"done in its last frame: choose another episode"
+        )
+    foreign = [rollout.task for rollout in rollouts if rollout.task != demonstration.task]
+    if foreign:
+        raise TraceError(
+            f"a rollout of {foreign[0]!r}; expected rollouts of the demonstration's {demonstration.task!r}"
         )
     network = MultiViewNetwork(model.network.architecture)
     network.load_state_dict(model.network.state_dict())

@@ -33,6 +33,8 @@ class Arm:
     """Without a potential: guided by the demonstration and by successes alone, where the others are guided at all."""
     adapted: bool = True
     """Whether the GRM was adapted to the demonstration."""
+    replays: int = 0
+    """Blind replays of the demonstration (`policies.blind`) that a person judged and the GRM was adapted with."""
     perspective: Literal["all", "incremental", "forward", "backward"] = "all"
     """Which of the GRM's perspectives make Φ."""
     inputs: Literal["state", "features"] = "state"
@@ -51,7 +53,7 @@ class Arm:
         asked = self.potential == "grm" or self.gold == "head" or self.inputs == "features"
         if not (self.adapted and asked):
             return None
-        return "-".join(("grm", *self.views))
+        return "-".join(("grm", *self.views, *([f"replays{self.replays}"] if self.replays else [])))
 
 
 CLONED = Arm(name="cloned", about="behaviour-cloned from the demonstration, before any rollout", learns=False)
@@ -61,9 +63,15 @@ SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by wh
 DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
 PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
 GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
+GRM_ONLY_REPLAYS = replace(
+    GRM_ONLY,
+    name="grm_only_replays",
+    about="no task reward: a GRM says when it is done that was also told how five blind replays ended",
+    replays=5,
+)
 CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
 
-MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, CLASSIFIER, SELF_GUIDED, PROVER)
+MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, GRM_ONLY_REPLAYS, CLASSIFIER, SELF_GUIDED, PROVER)
 """The questions of the benchmark, the most important first."""
 FEATURES = tuple(
     replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")

@@ -29,6 +29,7 @@ from grm.train import Trainer, adapt
 from shaping import PotentialShaping, shaping_reward
 
 from .arms import Arm
+from .blind import blind_replays
 from .checkpoint import has_checkpoint
 from .classifier import fit_classifier
 from .collecting import Rollout
@@ -229,8 +230,15 @@ def prepare(
         shown = seen_by(arm, demonstration)
         steps, seed = settings.adaptation_steps, settings.seed
         replay = list(read_replay(source))
-        new = adapt(GRM.from_pretrained(source), shown, replay, steps=steps, seed=seed, after_step=after_step)
+        blind = list[Episode]()
+        if arm.replays:
+            world = world_of(demonstration, arm)
+            blind = blind_replays(world, shown, arm.replays, seed=seed)
+            world.close()
+        old = GRM.from_pretrained(source)
+        new = adapt(old, shown, replay, rollouts=blind, steps=steps, seed=seed, after_step=after_step)
         card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
+        card |= {"replays": [episode.succeeded for episode in blind]}
         new.save_pretrained(folder / f"{arm.grm}.partial", card)
         (folder / f"{arm.grm}.partial").replace(folder / arm.grm)
     return demonstration

@@ -35,13 +35,13 @@ class Evaluation:
         return float(self.success.mean())
 
 
-def instance_seeds(seed: int, count: int, purpose: Literal["training", "evaluation"]) -> list[int]:
+def instance_seeds(seed: int, count: int, purpose: Literal["training", "evaluation", "replay"]) -> list[int]:
     """Environment seeds that depend on `seed`, the position in the list and the purpose, and on nothing else.
 
-    A longer list begins with the shorter one. Training and evaluation draw from streams of their own, so no instance is
-    evaluated because it was trained on.
+    A longer list begins with the shorter one. Every purpose draws from a stream of its own, so no instance is evaluated
+    because it was trained on.
     """
-    stream = np.random.SeedSequence(seed, spawn_key=(("training", "evaluation").index(purpose),))
+    stream = np.random.SeedSequence(seed, spawn_key=(("training", "evaluation", "replay").index(purpose),))
     return [int(word) for word in stream.generate_state(count)]
 
 

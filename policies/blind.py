@@ -1,0 +1,53 @@
+"""The demonstration's actions once more, where the objects lie elsewhere: the motion alone, mostly without its effect.
+
+One demonstration does not tell a reward model what the arm did from what came of it, and a learner soon finds out. Who
+replays it on a few other instances, eyes closed, and says what came of it, has what is missing at the price of a few
+episodes: they look like the demonstration in everything but the task.
+"""
+
+import numpy as np
+
+from envs.metaworld import MetaWorldEnv
+from grm.data.episodes import Episode
+
+from .rollout import instance_seeds
+
+
+def blind_replays(env: MetaWorldEnv, demonstration: Episode, count: int, *, seed: int) -> list[Episode]:
+    """`count` episodes of behaviour `replay`, on the first instances of `instance_seeds(seed, count, "replay")`.
+
+    They end where the demonstration's actions do, or with a success. Their progress is unknown.
+
+    Args:
+        env: as the demonstration was recorded in, with its views (`policies.one_shot.world_of`).
+        demonstration: T frames; its T - 1 actions are taken.
+        count: how many.
+        seed: of the instances, which are neither those of training nor those of evaluation.
+    """
+    return [_replay(env, demonstration, instance) for instance in instance_seeds(seed, count, "replay")]
+
+
+def _replay(env: MetaWorldEnv, demonstration: Episode, instance: int) -> Episode:
+    observation, _ = env.reset(seed=instance)
+    observations, rewards = [observation], []
+    for action in demonstration.actions[:-1]:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        observations.append(observation)
+        rewards.append(reward)
+        if terminated or truncated:
+            break
+    success = np.zeros(len(observations), bool)
+    success[-1] = env.succeeded
+    return Episode(
+        task=demonstration.task,
+        instruction=demonstration.instruction,
+        views={view: np.stack([o[f"pixels.{view}"] for o in observations]) for view in demonstration.views},
+        rate_hz=demonstration.rate_hz,
+        state=np.stack([o["state"] for o in observations]).astype(np.float32),
+        actions=demonstration.actions[: len(observations)],
+        rewards=np.array([*rewards, 0.0], np.float32),
+        success=success,
+        progress=np.full(len(observations), np.nan, np.float32),
+        behaviour="replay",
+        seed=instance,
+    )
