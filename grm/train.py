@@ -412,8 +412,9 @@ def adapt(
     Zero-Shot Models"). What keeps them from following the demonstration's clock everywhere is that they are asked about
     the same frames for other tasks too, where these are no progress.
 
-    One demonstration does not tell what the arm did from what came of it. `rollouts` of which it is known how they ended
-    do, above all failures that move as the demonstration did; they teach what they teach in `refit`.
+    One demonstration does not tell what the arm did from what came of it. `rollouts` do of which it is known how they
+    ended, above all failures that move as the demonstration did; they teach what they teach in `refit`.
+
     Raises `TraceError` for a demonstration that does not end in success, or rollouts of another task.
     """
     settings = replace(FEW_SHOT, steps=steps, seed=seed, focus=0.5 if replay else 0.0, train_encoder=train_encoder)

@@ -761,6 +761,17 @@ def test_failures_teach_the_success_head_and_nothing_about_progress(old):
     assert losses["success"] > 0
 
 
+def test_adapting_with_failures_that_look_like_the_demonstration_makes_it_harder_to_believe(old):
+    failures = [rolled_out(seed, success=False) for seed in range(30, 34)]
+    shown, settings = moving_square(7), {"steps": 40, "share": 1.0}
+    told, untold = (adapt(old, shown, EPISODES, rollouts=given, **settings) for given in (failures, ()))
+    task, frames = shown.as_goal(), rolled_out(40, success=False).frames
+    ours, theirs = told.judge(task, frames), untold.judge(task, frames)
+    assert ours.success.max() < 0.8 * theirs.success.max()
+    with pytest.raises(TraceError, match="a rollout of 'left-v0'; expected rollouts of the demonstration's"):
+        adapt(old, shown, rollouts=[moving_square(8, task="left")], steps=1)
+
+
 def test_only_rollouts_of_the_demonstrated_task_refit(old):
     with pytest.raises(TraceError, match="a rollout of 'left-v0'; expected rollouts of the demonstration's"):
         refit(old, moving_square(7), [moving_square(8, task="left")], steps=1)

@@ -13,7 +13,7 @@ def test_names_are_unique_and_found():
 
 def test_every_arm_is_another_experiment():
     essence = [
-        (a.learns, a.gold, a.potential, a.combination, a.guided, a.adapted, a.perspective, a.inputs, a.views)
+        (a.learns, a.gold, a.potential, a.combination, a.guided, a.adapted, a.replays, a.perspective, a.inputs, a.views)
         for a in ARMS
     ]
     assert len(set(essence)) == len(essence)
@@ -27,6 +27,7 @@ def test_every_arm_is_another_experiment():
         (DENSE, False, None),
         (GRM_SHAPED, True, "grm"),
         (GRM_ONLY, True, "grm"),
+        (arm_named("grm_only_replays"), True, "grm-replays5"),
         (CLASSIFIER, True, None),
         (FEATURES[0], True, "grm"),
         (arm_named("grm_zero_shot"), True, None),

@@ -316,13 +316,30 @@ def test_a_grm_is_adapted_to_what_the_arm_may_see(begun_copy):
     settings = dataclasses.replace(SETTINGS, model=str(begun_copy / "grm"), adaptation_steps=1)
     prepare(settings, arm_named("grm_single_view"), begun_copy)
     card = json.loads((begun_copy / "grm-corner" / "config.json").read_text())["card"]
-    assert card["views"] == ["corner"]
+    assert (card["views"], card["replays"]) == (["corner"], [])
     GRM.from_pretrained(begun_copy / "grm-corner")
+
+
+def test_a_grm_is_told_how_the_replays_of_its_arm_ended(begun_copy, monkeypatch):
+    given = []
+
+    def adapt(*args, rollouts, **named):
+        given.extend(rollouts)
+        return one_shot_adapt(*args, rollouts=rollouts, **named)
+
+    one_shot_adapt = one_shot.adapt
+    monkeypatch.setattr(one_shot, "adapt", adapt)
+    settings = dataclasses.replace(SETTINGS, model=str(begun_copy / "grm"), adaptation_steps=1)
+    prepare(settings, arm_named("grm_only_replays"), begun_copy)
+    card = json.loads((begun_copy / "grm-replays5" / "config.json").read_text())["card"]
+    assert card["replays"] == [replay.succeeded for replay in given]
+    assert [replay.behaviour for replay in given] == ["replay"] * 5
 
 
 def test_every_arm_of_the_benchmark_has_an_onlooker_or_needs_none(begun, demonstration, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
-    shutil.copytree(folder / "grm", folder / "grm-corner")
+    for name in {arm.grm for arm in ARMS} - {None, "grm"}:
+        shutil.copytree(folder / "grm", folder / name)
     settings = dataclasses.replace(SETTINGS, model=str(folder / "grm"))
     for arm in ARMS:
         onlooker = onlooker_of(arm, settings, demonstration, folder)
