@@ -29,6 +29,9 @@ class Adapt:
     """Folder of the adapted checkpoint."""
     episode: int = 0
     """Number of the demonstration; the others only serve the before/after table, where their progress is known."""
+    failures: tuple[int, ...] = ()
+    """Numbers of episodes that failed, above all the demonstration's motion repeated with the objects elsewhere: they
+    teach the success head that the motion is not the task."""
     model: str = ""
     """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
     steps: int = 200
@@ -54,7 +57,7 @@ class Adapt:
         if not 0 < self.share <= 1:
             raise TraceError(f"share is {self.share}; expected a number above 0, and 1 for all of the way")
         check_output(self.out)
-        demonstration, others = self._read()
+        demonstration, others, failed = self._read()
         old = GRM.from_pretrained(self.model)
         source = locate(self.model, packaged_checkpoint())
         replay = list(read_replay(source))
@@ -68,6 +71,7 @@ class Adapt:
                 old,
                 demonstration,
                 replay,
+                rollouts=failed,
                 steps=self.steps,
                 seed=self.seed,
                 share=self.share,
@@ -78,6 +82,7 @@ class Adapt:
             "commit": commit(),
             "seed": self.seed,
             "steps": self.steps,
+            "failures": len(failed),
             "from": str(source),
         }
         new.save_pretrained(self.out, card)
@@ -86,30 +91,36 @@ class Adapt:
         console.print(before_after(old, new, demonstration, others, goals))
         console.print(f"wrote the adapted checkpoint to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
 
-    def _read(self) -> tuple[Episode, list[Episode]]:
-        """The demonstration, and the others whose progress is known."""
+    def _read(self) -> tuple[Episode, list[Episode], list[Episode]]:
+        """The demonstration, the others whose progress is known, and the failures."""
         from ..data.lerobot import has_progress, read_episodes
-        from ..data.recordings import demonstration, find_recordings
+        from ..data.recordings import demonstration, failure, find_recordings
 
+        used = {self.episode, *self.failures}
+        if self.episode in self.failures:
+            raise TraceError(f"episode {self.episode} is the demonstration; expected failures to be other episodes")
         if has_progress(Path(self.data)):
             views = self.cameras or None
-            [shown] = read_episodes(Path(self.data), [self.episode], views=views)
-            others = [e for k, e in enumerate(read_episodes(Path(self.data), views=views)) if k != self.episode]
-            named = [replace(e, instruction=self.instruction or e.instruction) for e in (shown, *others)]
-            return named[0], named[1:]
+            shown, *failed = read_episodes(Path(self.data), [self.episode, *self.failures], views=views)
+            for number, episode in zip(self.failures, failed, strict=True):
+                if episode.succeeded:
+                    raise TraceError(f"episode {number} of {self.data} succeeded; expected failures only")
+            others = [e for k, e in enumerate(read_episodes(Path(self.data), views=views)) if k not in used]
+            named = [replace(e, instruction=self.instruction or e.instruction) for e in (shown, *failed, *others)]
+            return named[0], named[1 + len(failed) :], named[1 : 1 + len(failed)]
         found, broken = find_recordings(
-            [self.data], episodes=[self.episode], cameras=self.cameras, instruction=self.instruction
+            [self.data], episodes=[self.episode, *self.failures], cameras=self.cameras, instruction=self.instruction
         )
         if broken:
             raise broken[0][1]
-        [recording] = found
+        recording, *failed = found
         shown = demonstration(recording, rate_hz=self.rate_hz, keyframes=self.keyframes)
         others = [
             replace(demonstration(other, rate_hz=self.rate_hz), task=shown.task)
             for other in find_recordings([self.data], cameras=self.cameras, instruction=self.instruction)[0]
-            if other.name != recording.name and other.keyframes and other.succeeded is not False
+            if other.name not in {one.name for one in found} and other.keyframes and other.succeeded is not False
         ]
-        return shown, others
+        return shown, others, [replace(failure(one, rate_hz=self.rate_hz), task=shown.task) for one in failed]
 
 
 def before_after(

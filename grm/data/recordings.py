@@ -135,6 +135,21 @@ def demonstration(recording: Recording, *, rate_hz: float = 5.0, keyframes: bool
     """
     if recording.succeeded is False:
         raise TraceError(f"{recording.name} is recorded as a failure; expected a demonstration: choose another episode")
+    return _small_episode(recording, rate_hz, keyframes=keyframes, succeeded=True)
+
+
+def failure(recording: Recording, *, rate_hz: float = 5.0) -> Episode:
+    """The recording as an episode of which no frame shows the task done, at about `rate_hz`; its progress is unknown.
+
+    Moments at which a camera shows nothing are left out.
+    Raises `TraceError` for one that was recorded as a success, or that cannot be read to its end.
+    """
+    if recording.succeeded:
+        raise TraceError(f"{recording.name} is recorded as a success; expected one that failed: choose another episode")
+    return _small_episode(recording, rate_hz, keyframes=False, succeeded=False)
+
+
+def _small_episode(recording: Recording, rate_hz: float, *, keyframes: bool, succeeded: bool) -> Episode:
     stride = max(1, round(recording.rate_hz / rate_hz))
     seen: list[tuple[int, Frame]] = []
     for number, frame in zip(recording.sampled(stride), recording.frames(stride), strict=True):
@@ -154,7 +169,7 @@ def demonstration(recording: Recording, *, rate_hz: float = 5.0, keyframes: bool
         state=np.zeros((length, 1), np.float32),
         actions=np.zeros((length, 1), np.float32),
         rewards=np.zeros(length, np.float32),
-        success=np.arange(length) == length - 1,
+        success=(np.arange(length) == length - 1) & succeeded,
         progress=progress.astype(np.float32),
     )
 

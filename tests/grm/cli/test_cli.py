@@ -138,6 +138,25 @@ def test_demonstrations_that_are_none(refused, tmp_path, dataset, tiny, episode,
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_failures_are_learned_from_and_are_not_what_the_table_is_of(monkeypatch, refused, tmp_path, dataset, tiny):
+    compared = []
+    monkeypatch.setattr(
+        "grm.cli.adapt.before_after", lambda old, new, shown, others, goals: compared.extend(others) or ""
+    )
+    given = ("adapt", "--data", dataset, "--model", tiny, "--steps", 1)
+    assert grm(*given, "--failures", 1, "--out", tmp_path / "out") == 0
+    card = json.loads((tmp_path / "out" / "config.json").read_text())["card"]
+    assert (card["failures"], len(compared)) == (1, 1)
+    plain = tmp_path / "plain"
+    assert grm(*given, "--out", plain) == 0
+    assert len(compared) == 3
+    told, untold = (GRM.from_pretrained(folder).network.state_dict() for folder in (tmp_path / "out", plain))
+    assert any(not torch.equal(told[name], untold[name]) for name in told)
+    assert "episode 2 of" in refused(*given, "--failures", 1, 2, "--out", tmp_path / "none")
+    assert "episode 0 is the demonstration" in refused(*given, "--failures", 0, "--out", tmp_path / "none")
+    assert "has no episode 7; it has 3" in refused(*given, "--failures", 7, "--out", tmp_path / "none")
+
+
 def test_adapting_to_videos(refused, tmp_path, tiny):
     levels = np.linspace(0, 200, 12)
     for name in ("episode_001", "episode_002"):
@@ -149,6 +168,8 @@ def test_adapting_to_videos(refused, tmp_path, tiny):
     card = json.loads((tmp_path / "out" / "config.json").read_text())["card"]
     assert "--instruction 'brighten up'" in card["command"]
     assert (tmp_path / "out" / "model.safetensors").exists()
+    assert grm("adapt", *given, "--episode", 2, "--failures", 1, "--out", tmp_path / "told") == 0
+    assert json.loads((tmp_path / "told" / "config.json").read_text())["card"]["failures"] == 1
     assert "has no episode 0; it has 2: 1 to 2" in refused("adapt", *given, "--out", tmp_path / "none")
     film(tmp_path / "alone.mp4", levels)
     given = ("--data", tmp_path / "alone.mp4", "--steps", 2, "--model", tiny)

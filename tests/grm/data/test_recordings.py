@@ -12,7 +12,7 @@ import pytest
 from lerobot.datasets import LeRobotDataset
 
 from grm.data.lerobot import EpisodeWriter, read_episodes
-from grm.data.recordings import Recording, demonstration, find_recordings
+from grm.data.recordings import Recording, demonstration, failure, find_recordings
 from grm.errors import TraceError
 from grm.reward import Frame
 
@@ -157,6 +157,13 @@ def test_a_recording_as_a_demonstration(tmp_path):
     assert np.isnan(demonstration(recording, keyframes=False).progress).all(), "nobody says"
     with pytest.raises(TraceError, match="episode_001 is recorded as a failure"):
         demonstration(dataclasses.replace(recording, succeeded=False))
+    failed = failure(dataclasses.replace(recording, succeeded=False), rate_hz=5.0)
+    np.testing.assert_array_equal(failed.views["cam_high"], episode.views["cam_high"])
+    assert not failed.success.any()
+    assert np.isnan(failed.progress).all()
+    assert not failure(recording).success.any(), "nobody had said how it ended: whoever calls it a failure is believed"
+    with pytest.raises(TraceError, match="episode_001 is recorded as a success; expected one that failed"):
+        failure(dataclasses.replace(recording, succeeded=True))
     frame = Frame(views={"top": np.zeros((300, 400, 3), np.uint8)})
     large = Recording.of_frames("large", "look", [frame, frame], 5.0)
     assert demonstration(large).views["top"].shape == (2, 128, 171, 3)
