@@ -145,7 +145,6 @@ def summarize(rows: Sequence[Row], rollouts: int) -> dict[str, float | Interval]
         "no_env_reward_success": table.mean("final_success", "grm_only", headline),
         "features_success": table.mean("final_success", "grm_features", headline),
         "false_success_rate": false_success_rate(rows, "grm_only"),
-        "classifier_false_success_rate": false_success_rate(rows, "classifier"),
         "headline_tasks": float(len(headline)) if headline else None,
     }
     for arm in ARMS:
@@ -154,6 +153,8 @@ def summarize(rows: Sequence[Row], rollouts: int) -> dict[str, float | Interval]
             continue
         entries[f"{arm.name}.final_success_headline"] = table.mean("final_success", arm.name, headline)
         entries[f"{arm.name}.rollouts_to_80"] = table.mean("rollouts_to_80", arm.name, every)
+        if arm.gold != "environment":
+            entries[f"{arm.name}.false_success_rate"] = false_success_rate(rows, arm.name)
         mine = [row for row in rows if row["arm"] == arm.name]
         if mine:
             never = [row["rollouts_to_80"] is None for row in mine]
@@ -251,7 +252,7 @@ def report(cells: Sequence[Cell], rollouts: int, name: str, picture: Path, *, me
         commits_of_runs=sorted({str(row["commit"]) for row in rows}),
         rollouts=rollouts,
         inputs="simulator state, relative coordinates; arms named *_features see proprioception and view features",
-        r_gold="the simulator's success; grm_only: the GRM's success head; classifier: a classifier",
+        r_gold="the simulator's success; grm_only*: the GRM's success head; classifier: a classifier",
         settings=began["settings"],
     )
     draw(Table(rows, rollouts), picture)
