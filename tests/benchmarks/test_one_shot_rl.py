@@ -51,10 +51,11 @@ def test_summary_by_hand():
     # Tasks weigh the same: hard is 45 against 80 (who never gets there counts as 100), easy 20 against 20.
     assert summary["rollouts_to_80_vs_sparse"].value == pytest.approx((45 + 20) / (80 + 20))
     assert summary["tasks_worse_than_sparse"] == 1.0, "easy, by 0.05"
-    assert summary["false_success_rate"].value == pytest.approx(0.03)
+    for key in ("false_success_rate", "grm_only.false_success_rate"):
+        assert summary[key].value == pytest.approx(0.03)
     assert summary["no_env_reward_success"].value == pytest.approx(0.6)
     assert summary["sparse.never_at_80"] == pytest.approx(1 / 3)
-    for key in ("rollouts_to_80_vs_dense", "features_success", "dense.final_success", "classifier_false_success_rate"):
+    for key in ("rollouts_to_80_vs_dense", "features_success", "dense.final_success", "classifier.false_success_rate"):
         assert key not in summary, "what nobody measured has no number"
 
 
