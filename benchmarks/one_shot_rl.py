@@ -201,9 +201,11 @@ def earlier_rows(path: Path) -> list[Row]:
 def draw(table: Table, path: Path) -> None:
     """A panel per task, a line per main arm: success in blocks after the cloned policy's; mean over seeds."""
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
     tasks = list(dict.fromkeys(task for task, _ in table.cells))
     figure, axes = plt.subplots(2, (len(tasks) + 1) // 2, figsize=(14, 6), sharex=True, sharey=True, squeeze=False)
+    drawn: dict[str, Line2D] = {}
     for axis, task in zip(axes.ravel(), tasks, strict=False):
         begin = [seed["cloned"] for seed in table.values("final_success", ["cloned"]).get(task, [])]
         for number, arm in enumerate(arm.name for arm in MAIN if arm.learns):
@@ -217,13 +219,12 @@ def draw(table: Table, path: Path) -> None:
             middle, means = [end - BLOCK / 2 for end in ends], [float(np.mean(seeds)) for seeds in found]
             if begin:
                 middle, means = [0.0, *middle], [float(np.mean(begin)), *means]
-            axis.plot(middle, means, f"C{number}.-", label=f"{arm} ({len(ran)})")
+            [drawn[arm]] = axis.plot(middle, means, f"C{number}.-")
         axis.set_title(task.removesuffix("-v3"))
-        if axis.lines:
-            axis.legend(fontsize=6, loc="lower right")
     axes[0, 0].set_ylim(-0.02, 1.02)
-    figure.supxlabel("rollouts")
-    figure.supylabel(f"success, exploring, in blocks of {BLOCK} rollouts; at 0 the cloned policy's (seeds in brackets)")
+    figure.supxlabel("rollouts; at 0 the cloned policy")
+    figure.supylabel(f"success of {BLOCK} rollouts, exploring")
+    figure.legend(drawn.values(), drawn.keys(), loc="lower right", ncols=len(drawn), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
