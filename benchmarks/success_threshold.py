@@ -1,9 +1,10 @@
 """When to believe the success head: threshold and stable steps, on training tasks, for `policies.gold`.
 
-A GRM adapted to one demonstration of each task watches experts, which go on for some decisions after their success as a
-learner that nobody tells of it would, and behaviours that fail. Of the rules with at most `ALLOWED` false successes per
-episode the one with the most successes seen is taken. One demonstration of a *training* task is a kinder test than one
-of a new task: what the rule does there is what `benchmarks.one_shot_rl` reports.
+A GRM adapted to one demonstration of each task, as each arm without a task reward has it, watches experts, which go on
+for some decisions after their success as a learner that nobody tells of it would, and behaviours that fail. Of the
+rules with at most `ALLOWED` false successes per episode the one with the most successes seen is taken. One
+demonstration of a *training* task is a kinder test than one of a new task: what the rule does there is what
+`benchmarks.one_shot_rl` reports.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from envs.experts import BEHAVIOURS
 from envs.metaworld import PRETRAINING, MetaWorldEnv, task_name
 from grm.errors import TaskError
 from grm.metrics import expected_interval
-from policies.arms import GRM_SHAPED
+from policies.arms import GRM_ONLY, GRM_ONLY_REPLAYS, arm_named
 from policies.gold import StableSuccess
 from policies.one_shot import OneShotSettings, onlooker_of, prepare, world_of
 from policies.onlookers import Onlooker
@@ -38,12 +39,13 @@ FAILURES = ("near-miss", "misplaced", "above", "undo", "wander", "give-up")
 class Watch:
     """One episode: P(done) after each decision, None where the head abstained, and when it was done, if ever."""
 
+    arm: str
     task: str
     success: Sequence[float | None]
     done: int | None
 
 
-def watch(env: MetaWorldEnv, onlooker: Onlooker, behaviour: str, seed: int) -> Watch:
+def watch(arm: str, env: MetaWorldEnv, onlooker: Onlooker, behaviour: str, seed: int) -> Watch:
     """Run a behaviour, past its success; what ends an episode here is the horizon or `AFTER` decisions."""
     generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
     observation, _ = env.reset(seed=seed)
@@ -57,21 +59,21 @@ def watch(env: MetaWorldEnv, onlooker: Onlooker, behaviour: str, seed: int) -> W
             done = step
         if done is not None and step >= done + AFTER:
             break
-    return Watch(env.task, said, done)
+    return Watch(arm, env.task, said, done)
 
 
-def outcomes(watches: Sequence[Watch], threshold: float, steps: int) -> dict[str, tuple[float, float]]:
-    """By task: false successes per episode, and the share of true successes that was seen."""
-    found: dict[str, tuple[float, float]] = {}
-    for task in dict.fromkeys(one.task for one in watches):
-        mine = [one for one in watches if one.task == task]
+def outcomes(watches: Sequence[Watch], threshold: float, steps: int) -> dict[tuple[str, str], tuple[float, float]]:
+    """By arm and task: false successes per episode, and the share of true successes that was seen."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for arm, task in dict.fromkeys((one.arm, one.task) for one in watches):
+        mine = [one for one in watches if (one.arm, one.task) == (arm, task)]
         stable, false, seen = StableSuccess(threshold, steps), 0, 0
         for one in mine:
             stable.begin()
             fired = next((step for step, p in enumerate(one.success) if stable(p)), None)
             false += fired is not None and (one.done is None or fired < one.done)
             seen += fired is not None and one.done is not None and fired >= one.done
-        found[task] = false / len(mine), seen / max(1, sum(one.done is not None for one in mine))
+        found[arm, task] = false / len(mine), seen / max(1, sum(one.done is not None for one in mine))
     return found
 
 
@@ -88,30 +90,33 @@ def best(watches: Sequence[Watch]) -> tuple[float, int] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["drawer-open", "push", "coffee-pull", "window-open", "hammer"])
+    parser.add_argument("--arms", nargs="+", default=[GRM_ONLY.name, GRM_ONLY_REPLAYS.name])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--episodes", type=int, default=20, help="of experts, and as many that fail, per task")
+    parser.add_argument("--episodes", type=int, default=20, help="of experts, and as many that fail, per task and arm")
     parser.add_argument("--out", type=Path, default=Path("runs/success_threshold"))
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     watches: list[Watch] = []
-    for task in map(task_name, options.tasks):
+    for task, arm in itertools.product(map(task_name, options.tasks), map(arm_named, options.arms)):
         if task not in PRETRAINING:
             raise TaskError(f"{task} is held out; expected a training task, for this is tuning")
         settings, folder = OneShotSettings(task=task, seed=options.seed), options.out / f"{task}-{options.seed}"
-        demonstration = prepare(settings, GRM_SHAPED, folder)
-        onlooker = onlooker_of(GRM_SHAPED, settings, demonstration, folder)
+        demonstration = prepare(settings, arm, folder)
+        onlooker = onlooker_of(arm, settings, demonstration, folder)
         assert onlooker is not None
-        env = world_of(demonstration, GRM_SHAPED)
+        env = world_of(demonstration, arm)
         for number in range(options.episodes):
             for behaviour in ("expert", FAILURES[number % len(FAILURES)]):
-                watches.append(watch(env, onlooker, behaviour, 40_000 + number))
+                watches.append(watch(arm.name, env, onlooker, behaviour, 40_000 + number))
         env.close()
-        print(task, best([one for one in watches if one.task == task]))
+        print(task, arm.name, best([one for one in watches if (one.arm, one.task) == (arm.name, task)]), flush=True)
     rows = []
     for threshold, steps in itertools.product(THRESHOLDS, STEPS):
-        for task, (false, seen) in outcomes(watches, threshold, steps).items():
-            rows.append({"threshold": threshold, "steps": steps, "task": task, "false": false, "seen": seen})
+        for (name, task), (false, seen) in outcomes(watches, threshold, steps).items():
+            rows.append(
+                {"threshold": threshold, "steps": steps, "arm": name, "task": task, "false": false, "seen": seen}
+            )
     rule, rng, summary = best(watches), np.random.default_rng(0), {}
     if rule is not None:
         chosen = [row for row in rows if (row["threshold"], row["steps"]) == rule]

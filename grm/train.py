@@ -406,14 +406,17 @@ def adapt(
 ) -> GRM:
     """A new GRM that knows the demonstration's task too; the old one stays as it was.
 
-    Needs no keyframes: without labels of its own the demonstration's progress is its time (`from_time`). Half of every
-    batch is the demonstration, half is `replay` of the tasks the model was trained on, against forgetting. The new
-    weights are `share` of the way from the old ones to the trained ones (Wortsman et al. 2022, "Robust Fine-Tuning of
-    Zero-Shot Models"). What keeps them from following the demonstration's clock everywhere is that they are asked about
-    the same frames for other tasks too, where these are no progress.
+    Needs no keyframes: without labels of its own the demonstration's progress is its time until it is done, and 1 from
+    there on. One that goes on for a second tells the success head what done looks like beside its first picture: the
+    last frame before it and the first after it hardly differ. Half of every batch is the demonstration, half is
+    `replay` of the tasks the model was trained on, against forgetting. The new weights are `share` of the way from the
+    old ones to the trained ones (Wortsman et al. 2022, "Robust Fine-Tuning of Zero-Shot Models"). What keeps them from
+    following the demonstration's clock everywhere is that they are asked about the same frames for other tasks too,
+    where these are no progress.
 
     One demonstration does not tell what the arm did from what came of it. `rollouts` do of which it is known how they
-    ended, above all failures that move as the demonstration did; they teach what they teach in `refit`.
+    ended, above all failures that move as the demonstration did; they teach what they teach in `refit`, and failures
+    whose progress is labelled that, too.
 
     Raises `TraceError` for a demonstration that does not end in success, or rollouts of another task.
     """
@@ -466,20 +469,25 @@ def _few_shot(
         )
     network = MultiViewNetwork(model.network.architecture)
     network.load_state_dict(model.network.state_dict())
-    views, horizon = demonstration.views, len(demonstration) - 1
+    views = demonstration.views
+    horizon = len(demonstration) - int(demonstration.success[::-1].cumprod().sum())  # where it is done, and stays done
     usable = [
         replace(e, views={name: e.views[name] for name in views})
         for e in replay
         if e.task != demonstration.task and set(e.views) >= set(views)
     ]
     if np.isnan(demonstration.progress).all():
-        demonstration = replace(demonstration, progress=from_time(len(demonstration)).astype(np.float32))
+        after = np.ones(len(demonstration) - horizon - 1)
+        progress = np.concatenate([from_time(horizon + 1), after]).astype(np.float32)
+        demonstration = replace(demonstration, progress=progress)
     known = [demonstration]
     for rollout in rollouts:
         if rollout.succeeded:
             progress = from_time_to_go(np.arange(len(rollout) - 1, -1, -1), horizon).astype(np.float32)
             known.append(replace(rollout, progress=progress))
     failed = [rollout for rollout in rollouts if not rollout.succeeded]
+    known += [rollout for rollout in failed if np.isfinite(rollout.progress).all()]
+    failed = [rollout for rollout in failed if not np.isfinite(rollout.progress).all()]
     trainer = Trainer(network, itertools.chain(known, usable), settings, outcomes=failed)
     trainer.run(after_step=after_step)
     network.load_state_dict(

@@ -33,6 +33,8 @@ class Arm:
     """Without a potential: guided by the demonstration and by successes alone, where the others are guided at all."""
     adapted: bool = True
     """Whether the GRM was adapted to the demonstration."""
+    aftermath: int = 0
+    """Decisions for which the demonstrator went on when it was done (`policies.aftermath`), for the GRM to see."""
     replays: int = 0
     """Blind replays of the demonstration (`policies.blind`) that a person judged and the GRM was adapted with."""
     perspective: Literal["all", "incremental", "forward", "backward"] = "all"
@@ -53,7 +55,8 @@ class Arm:
         asked = self.potential == "grm" or self.gold == "head" or self.inputs == "features"
         if not (self.adapted and asked):
             return None
-        return "-".join(("grm", *self.views, *([f"replays{self.replays}"] if self.replays else [])))
+        shown = [f"{name}{count}" for name, count in (("after", self.aftermath), ("replays", self.replays)) if count]
+        return "-".join(("grm", *self.views, *shown))
 
 
 CLONED = Arm(name="cloned", about="behaviour-cloned from the demonstration, before any rollout", learns=False)
@@ -62,7 +65,13 @@ GRM_SHAPED = Arm(name="grm", about="the task's own reward, shaped by the GRM", p
 SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guided=True)
 DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
 PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
-GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
+GRM_ONLY = Arm(
+    name="grm_only",
+    about="no task reward: the GRM says when it is done",
+    gold="head",
+    potential="grm",
+    aftermath=40,
+)
 GRM_ONLY_REPLAYS = replace(
     GRM_ONLY,
     name="grm_only_replays",

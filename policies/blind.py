@@ -2,7 +2,8 @@
 
 One demonstration does not tell a reward model what the arm did from what came of it, and a learner soon finds out. Who
 replays it on a few other instances, eyes closed, and says what came of it, has what is missing at the price of a few
-episodes: they look like the demonstration in everything but the task.
+episodes: they look like the demonstration in everything but the task. A replay that failed got nowhere: its progress is
+taken to be 0 throughout, which `benchmarks.blind_replays` holds against the truth.
 """
 
 import numpy as np
@@ -16,7 +17,8 @@ from .rollout import instance_seeds
 def blind_replays(env: MetaWorldEnv, demonstration: Episode, count: int, *, seed: int) -> list[Episode]:
     """`count` episodes of behaviour `replay`, on the first instances of `instance_seeds(seed, count, "replay")`.
 
-    They end where the demonstration's actions do, or with a success. Their progress is unknown.
+    They end where the demonstration's actions do, or with a success. The progress of one that fails is 0, of one that
+    succeeds NaN, for nobody knows it before it is labelled by its time to go (`grm.train.adapt`).
 
     Args:
         env: as the demonstration was recorded in, with its views (`policies.one_shot.world_of`).
@@ -47,7 +49,7 @@ def _replay(env: MetaWorldEnv, demonstration: Episode, instance: int) -> Episode
         actions=demonstration.actions[: len(observations)],
         rewards=np.array([*rewards, 0.0], np.float32),
         success=success,
-        progress=np.full(len(observations), np.nan, np.float32),
+        progress=np.full(len(observations), np.nan if env.succeeded else 0.0, np.float32),
         behaviour="replay",
         seed=instance,
     )

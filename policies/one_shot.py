@@ -28,6 +28,7 @@ from grm.models.multiview import GRM, packaged_checkpoint
 from grm.train import Trainer, adapt
 from shaping import PotentialShaping, shaping_reward
 
+from .aftermath import go_on
 from .arms import Arm
 from .blind import blind_replays
 from .checkpoint import has_checkpoint
@@ -231,14 +232,15 @@ def prepare(
         steps, seed = settings.adaptation_steps, settings.seed
         replay = list(read_replay(source))
         blind = list[Episode]()
-        if arm.replays:
-            world = world_of(demonstration, arm)
+        if arm.replays or arm.aftermath:
+            world = world_of(demonstration, replace(arm, inputs="state"))
             blind = blind_replays(world, shown, arm.replays, seed=seed)
+            shown = go_on(world, shown, arm.aftermath, seed=seed)
             world.close()
         old = GRM.from_pretrained(source)
         new = adapt(old, shown, replay, rollouts=blind, steps=steps, seed=seed, after_step=after_step)
         card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
-        card |= {"replays": [episode.succeeded for episode in blind]}
+        card |= {"done": int(shown.success.sum()), "replays": [episode.succeeded for episode in blind]}
         new.save_pretrained(folder / f"{arm.grm}.partial", card)
         (folder / f"{arm.grm}.partial").replace(folder / arm.grm)
     return demonstration

@@ -188,10 +188,15 @@ def play_back(
         observation, _, ended, _, info = env.step(action)
         states.append(observation["state"])
         opinions.append(onlooker.follow(observation, info, env))
+    require_playback(demonstration, ended)
+    return np.stack(states), opinions
+
+
+def require_playback(demonstration: Episode, ended: bool) -> None:
+    """Raise `TraceError` unless the demonstration's actions `ended` in success on its own instance once more."""
     if demonstration.seed is None or not ended:
         raise TraceError(
             f"the demonstration of {demonstration.task!r} does not end in success when it is played back; expected one "
-            f"recorded in this simulation, with its instance's seed: leave out the arms that ask the simulator or act "
-            f"on features, or record another"
+            f"recorded in this simulation, with its instance's seed: leave out the arms that ask the simulator, act on "
+            f"features or are paid by the success head, or record another"
         )
-    return np.stack(states), opinions

@@ -704,6 +704,30 @@ def test_a_demonstration_needs_no_labels(old):
     assert_same(weights(adapt(old, unlabelled, steps=2).network), weights(adapt(old, labelled, steps=2).network))
 
 
+def test_a_demonstration_may_go_on_once_it_is_done(old):
+    trainers = []
+    film = moving_square(7)
+    done = np.arange(12) >= 8
+    longer = dataclasses.replace(film, success=done, progress=np.full(12, np.nan, np.float32))
+    adapt(old, longer, steps=1, after_step=trainers.append)
+    np.testing.assert_allclose(trainers[0].traces[0].potential, [*from_time(9), 1, 1, 1], atol=1e-6)
+    assert trainers[0].traces[0].success.tolist() == done.tolist()
+    lost = dataclasses.replace(longer, success=done & (np.arange(12) != 10))
+    adapt(old, lost, steps=1, after_step=trainers.append)
+    np.testing.assert_allclose(
+        trainers[1].traces[0].potential, from_time(12), atol=1e-6, err_msg="done is where it stays done"
+    )
+
+
+def test_failures_whose_progress_is_known_teach_that_too(old):
+    trainers = []
+    nowhere = dataclasses.replace(rolled_out(21, success=False), progress=np.zeros(12, np.float32))
+    adapt(old, moving_square(7), rollouts=[nowhere, rolled_out(22, success=False)], steps=1, after_step=trainers.append)
+    _, known, unknown = trainers[0].traces
+    assert (known.members.all(), known.potential.any(), known.success.any()) == (True, False, False)
+    assert not unknown.members.any()
+
+
 def test_replay_may_have_more_views_than_the_demonstration(old):
     trainers = []
     demonstration = moving_square(7, views=("top",))

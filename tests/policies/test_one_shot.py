@@ -321,17 +321,20 @@ def test_a_grm_is_adapted_to_what_the_arm_may_see(begun_copy):
 
 
 def test_a_grm_is_told_how_the_replays_of_its_arm_ended(begun_copy, monkeypatch):
-    given = []
+    given, shown = [], []
 
-    def adapt(*args, rollouts, **named):
+    def adapt(model, demonstration, *args, rollouts, **named):
         given.extend(rollouts)
-        return one_shot_adapt(*args, rollouts=rollouts, **named)
+        shown.append(demonstration)
+        return one_shot_adapt(model, demonstration, *args, rollouts=rollouts, **named)
 
     one_shot_adapt = one_shot.adapt
     monkeypatch.setattr(one_shot, "adapt", adapt)
     settings = dataclasses.replace(SETTINGS, model=str(begun_copy / "grm"), adaptation_steps=1)
     prepare(settings, arm_named("grm_only_replays"), begun_copy)
-    card = json.loads((begun_copy / "grm-replays5" / "config.json").read_text())["card"]
+    card = json.loads((begun_copy / "grm-after40-replays5" / "config.json").read_text())["card"]
+    [longer] = shown
+    assert card["done"] == longer.success.sum() > 1
     assert card["replays"] == [replay.succeeded for replay in given]
     assert [replay.behaviour for replay in given] == ["replay"] * 5
 
@@ -339,7 +342,7 @@ def test_a_grm_is_told_how_the_replays_of_its_arm_ended(begun_copy, monkeypatch)
 def test_every_arm_of_the_benchmark_has_an_onlooker_or_needs_none(begun, demonstration, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
     for name in {arm.grm for arm in ARMS} - {None, "grm"}:
-        shutil.copytree(folder / "grm", folder / name)
+        shutil.copytree(folder / "grm", folder / name, dirs_exist_ok=True)
     settings = dataclasses.replace(SETTINGS, model=str(folder / "grm"))
     for arm in ARMS:
         onlooker = onlooker_of(arm, settings, demonstration, folder)
