@@ -10,8 +10,8 @@ import numpy as np
 
 from .onlookers import Watched
 
-SUCCESS_THRESHOLD = 0.5
-STABLE_STEPS = 5
+SUCCESS_THRESHOLD = 0.6
+STABLE_STEPS = 3
 """A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above: what
 `benchmarks.success_threshold` found on training tasks."""
 
