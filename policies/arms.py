@@ -37,6 +37,8 @@ class Arm:
     """Decisions for which the demonstrator went on when it was done (`policies.aftermath`), for the GRM to see."""
     replays: int = 0
     """Blind replays of the demonstration (`policies.blind`) that a person judged and the GRM was adapted with."""
+    answers: int = 0
+    """How often the success head, about to be believed, asks a person instead and learns (`policies.answers`)."""
     perspective: Literal["all", "incremental", "forward", "backward"] = "all"
     """Which of the GRM's perspectives make Φ."""
     inputs: Literal["state", "features"] = "state"
@@ -65,22 +67,23 @@ GRM_SHAPED = Arm(name="grm", about="the task's own reward, shaped by the GRM", p
 SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guided=True)
 DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
 PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
-GRM_ONLY = Arm(
-    name="grm_only",
-    about="no task reward: the GRM says when it is done",
-    gold="head",
-    potential="grm",
-    aftermath=40,
-)
+GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
 GRM_ONLY_REPLAYS = replace(
     GRM_ONLY,
     name="grm_only_replays",
     about="no task reward: a GRM says when it is done that was also told how five blind replays ended",
     replays=5,
 )
+GRM_ONLY_ASKED = replace(
+    GRM_ONLY_REPLAYS,
+    name="grm_only_asked",
+    about="no task reward: the GRM says when it is done, and asks a person the first twenty times",
+    aftermath=40,
+    answers=20,
+)
 CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
 
-MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, GRM_ONLY_REPLAYS, CLASSIFIER, SELF_GUIDED, PROVER)
+MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, GRM_ONLY_REPLAYS, GRM_ONLY_ASKED, CLASSIFIER, SELF_GUIDED, PROVER)
 """The questions of the benchmark, the most important first."""
 FEATURES = tuple(
     replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")

@@ -6,7 +6,10 @@ episodes: they look like the demonstration in everything but the task. A replay 
 taken to be 0 throughout, which `benchmarks.blind_replays` holds against the truth.
 """
 
+from dataclasses import replace
+
 import numpy as np
+from jaxtyping import Float
 
 from envs.metaworld import MetaWorldEnv
 from grm.data.episodes import Episode
@@ -26,30 +29,48 @@ def blind_replays(env: MetaWorldEnv, demonstration: Episode, count: int, *, seed
         count: how many.
         seed: of the instances, which are neither those of training nor those of evaluation.
     """
-    return [_replay(env, demonstration, instance) for instance in instance_seeds(seed, count, "replay")]
+    actions = demonstration.actions[:-1]
+    replays = [taken_again(env, demonstration, one, actions) for one in instance_seeds(seed, count, "replay")]
+    return [
+        replace(replay, progress=np.full(len(replay), np.nan if replay.succeeded else 0.0, np.float32))
+        for replay in replays
+    ]
 
 
-def _replay(env: MetaWorldEnv, demonstration: Episode, instance: int) -> Episode:
+def taken_again(
+    env: MetaWorldEnv,
+    demonstration: Episode,
+    instance: int,
+    actions: Float[np.ndarray, "t a"],
+    *,
+    stop: bool = True,
+) -> Episode:
+    """An episode of behaviour `replay`: these actions on this instance, with the demonstration's views.
+
+    It ends where the actions do, and with `stop` also with a success. Its last frame alone may show one; its progress
+    is unknown.
+    """
     observation, _ = env.reset(seed=instance)
-    observations, rewards = [observation], []
-    for action in demonstration.actions[:-1]:
-        observation, reward, terminated, truncated, _ = env.step(action)
+    observations, rewards, succeeded = [observation], list[float](), False
+    for action in actions:
+        observation, reward, succeeded, truncated, _ = env.step(action)
         observations.append(observation)
         rewards.append(reward)
-        if terminated or truncated:
+        if stop and (succeeded or truncated):
             break
+    taken = np.asarray(actions[: len(rewards)], np.float32)
     success = np.zeros(len(observations), bool)
-    success[-1] = env.succeeded
+    success[-1] = succeeded
     return Episode(
         task=demonstration.task,
         instruction=demonstration.instruction,
         views={view: np.stack([o[f"pixels.{view}"] for o in observations]) for view in demonstration.views},
         rate_hz=demonstration.rate_hz,
         state=np.stack([o["state"] for o in observations]).astype(np.float32),
-        actions=demonstration.actions[: len(observations)],
+        actions=np.concatenate([taken, np.zeros_like(taken[:1])]),
         rewards=np.array([*rewards, 0.0], np.float32),
         success=success,
-        progress=np.full(len(observations), np.nan if env.succeeded else 0.0, np.float32),
+        progress=np.full(len(observations), np.nan, np.float32),
         behaviour="replay",
         seed=instance,
     )

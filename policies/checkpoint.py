@@ -71,6 +71,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
     return config, weights, replay
 
 
+def saved_rollouts(folder: Path) -> int:
+    """How many rollouts the learner saved in `folder` had finished; 0 if there is none."""
+    return int(read_checkpoint(folder)[0]["rollouts"]) if has_checkpoint(folder) else 0
+
+
 def optimizer_weights(name: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimiser's state as named tensors."""
     return {

@@ -42,11 +42,14 @@ class JudgedSuccess(gym.Wrapper):
 
     The episode goes on where the simulator sees a success that the onlooker does not, up to the horizon. `info` has
     `success`, what the onlooker said, and `true_success`, whether the simulator saw one at any step so far.
+
+    The first `answers` times the onlooker is sure, somebody is asked whether the task is done now, here the simulator.
+    Who says no ends the episode, too, unpaid and truncated; `info` has the `answer` then.
     """
 
-    def __init__(self, env: Watched, stable: StableSuccess | None = None) -> None:
+    def __init__(self, env: Watched, stable: StableSuccess | None = None, *, answers: int = 0) -> None:
         super().__init__(env)
-        self.watched, self.stable = env, stable or StableSuccess()
+        self.watched, self.stable, self.answers = env, stable or StableSuccess(), answers
         self._decisions, self._true_success = 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -57,11 +60,16 @@ class JudgedSuccess(gym.Wrapper):
         return observation, info
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act; the reward is the onlooker's."""
+        """Act; the reward is the onlooker's, or what was answered."""
         observation, _, _, _, info = self.env.step(action)
         self._decisions += 1
         self._true_success |= bool(info["success"])
-        done = self.stable(self.watched.opinion.success)
-        truncated = self._decisions >= self.watched.world.horizon and not done
-        info = {**info, "success": done, "true_success": self._true_success}
+        claimed = done = self.stable(self.watched.opinion.success)
+        answer: dict[str, bool] = {}
+        if claimed and self.answers:
+            self.answers -= 1
+            done = bool(info["success"])
+            answer = {"answer": done}
+        truncated = not done and (claimed or self._decisions >= self.watched.world.horizon)
+        info = {**info, "success": done, "true_success": self._true_success, **answer}
         return observation, float(done), done, truncated, info

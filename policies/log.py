@@ -15,8 +15,9 @@ from .stopwatch import PARTS
 
 SECONDS = tuple(f"{part}_s" for part in PARTS)
 """Columns of where the time of a rollout and its updates went."""
-COLUMNS = (*Rollout.__dataclass_fields__, "true_success", "abstained", *SECONDS)
-"""Of rollouts.csv: a `Rollout`, whether the simulator saw a success, transitions Φ abstained on, seconds by part."""
+COLUMNS = (*Rollout.__dataclass_fields__, "true_success", "answer", "abstained", *SECONDS)
+"""Of rollouts.csv: a `Rollout`, whether the simulator saw a success, what a person answered if asked, transitions Φ
+abstained on, seconds by part."""
 CLOCK = ("elapsed_s", *SECONDS)
 """The columns in which two runs with one seed differ."""
 

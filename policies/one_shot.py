@@ -7,6 +7,7 @@ was interrupted, or killed, goes on where it was: at most the rollout that was u
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,9 +30,10 @@ from grm.train import Trainer, adapt
 from shaping import PotentialShaping, shaping_reward
 
 from .aftermath import go_on
+from .answers import answered, due, keep_answer, read_answers
 from .arms import Arm
 from .blind import blind_replays
-from .checkpoint import has_checkpoint
+from .checkpoint import has_checkpoint, saved_rollouts
 from .classifier import fit_classifier
 from .collecting import Rollout
 from .demonstration import Demonstration
@@ -100,6 +102,8 @@ class ActionLog(gym.Wrapper):
         """Whether the simulator saw a success in it."""
         self.abstained = 0
         """Of its transitions, those on which the potential abstained."""
+        self.answer: bool | None = None
+        """What a person answered at its end; None where nobody was asked."""
         self._seed: int | None = None
         self._actions: list[np.ndarray] = []
         self._abstained = 0
@@ -118,7 +122,7 @@ class ActionLog(gym.Wrapper):
         if terminated or truncated:
             self.finished = self._seed, np.stack(self._actions)
             self.true_success = bool(info.get("true_success", info["success"]))
-            self.abstained = self._abstained
+            self.abstained, self.answer = self._abstained, info.get("answer")
         return result
 
 
@@ -227,23 +231,56 @@ def prepare(
     """
     demonstration = record_demonstration(settings, folder / "demonstration")
     if arm.grm is not None and not (folder / arm.grm / "config.json").exists():
-        source = locate(settings.model, packaged_checkpoint())
-        shown = seen_by(arm, demonstration)
-        steps, seed = settings.adaptation_steps, settings.seed
-        replay = list(read_replay(source))
-        blind = list[Episode]()
-        if arm.replays or arm.aftermath:
-            world = world_of(demonstration, replace(arm, inputs="state"))
-            blind = blind_replays(world, shown, arm.replays, seed=seed)
-            shown = go_on(world, shown, arm.aftermath, seed=seed)
-            world.close()
-        old = GRM.from_pretrained(source)
-        new = adapt(old, shown, replay, rollouts=blind, steps=steps, seed=seed, after_step=after_step)
-        card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
-        card |= {"done": int(shown.success.sum()), "replays": [episode.succeeded for episode in blind]}
-        new.save_pretrained(folder / f"{arm.grm}.partial", card)
-        (folder / f"{arm.grm}.partial").replace(folder / arm.grm)
+        _adapt(settings, arm, demonstration, folder / arm.grm, [], after_step=after_step)
     return demonstration
+
+
+def _adapt(
+    settings: OneShotSettings,
+    arm: Arm,
+    demonstration: Episode,
+    folder: Path,
+    answers: list[Path],
+    *,
+    after_step: Callable[[Trainer], None] = lambda trainer: None,
+) -> None:
+    """Write the arm's GRM to `folder`: the packaged one, adapted to the demonstration and to what else it is shown."""
+    source = locate(settings.model, packaged_checkpoint())
+    shown, told = seen_by(arm, demonstration), list[Episode]()
+    steps, seed = settings.adaptation_steps, settings.seed
+    if arm.replays or arm.aftermath or answers:
+        world = world_of(demonstration, replace(arm, inputs="state"))
+        told = blind_replays(world, shown, arm.replays, seed=seed) + read_answers(answers, world, shown)
+        shown = go_on(world, shown, arm.aftermath, seed=seed)
+        world.close()
+    old, replay = GRM.from_pretrained(source), list(read_replay(source))
+    new = adapt(old, shown, replay, rollouts=told, steps=steps, seed=seed, after_step=after_step)
+    card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
+    card |= {"done": int(shown.success.sum()), "replays": [one.succeeded for one in told[: arm.replays]]}
+    card |= {"answers": [one.succeeded for one in told[arm.replays :]]}
+    partial = folder.with_name(f"{folder.name}.partial")
+    new.save_pretrained(partial, card)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.replace(folder)
+
+
+def learn_answers(
+    settings: OneShotSettings, arm: Arm, folder: Path, demonstration: Episode, onlooker: ModelOnlooker, rollouts: int
+) -> None:
+    """Have the onlooker's GRM know the answers to the first `rollouts` rollouts, as far as they are due."""
+    own = arm_folder(folder, arm.name)
+    answers = answered(own / "answers", rollouts)
+    answers = answers[: due(len(answers))]
+    if not answers:
+        return
+    path = own / f"grm-answers{len(answers)}"
+    if not (path / "config.json").exists():
+        _adapt(settings, arm, demonstration, path, answers)
+        for older in own.glob("grm-answers*"):
+            if older != path:
+                shutil.rmtree(older)
+    onlooker.model = GRM.from_pretrained(path, fuser=onlooker.model.fuser)
 
 
 def missing(arm: Arm, folder: Path) -> set[str]:
@@ -342,15 +379,24 @@ def make_learner(
 
 
 def make_learner_env(
-    arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, stopwatch: Stopwatch
+    arm: Arm,
+    settings: OneShotSettings,
+    demonstration: Episode,
+    onlooker: Onlooker | None,
+    stopwatch: Stopwatch,
+    *,
+    answers: int = 0,
 ) -> tuple[VecEnv, ActionLog]:
-    """The arm's environment: its inputs and its reward. Rendered only where a model looks."""
+    """The arm's environment: its inputs and its reward. Rendered only where a model looks.
+
+    `answers` is how many of the arm's are left.
+    """
     world = world_of(demonstration, arm, stopwatch)
     env: gym.Env = world
     if onlooker is not None:
         env = watched = Watched(world, onlooker, stopwatch)
         if arm.gold != "environment":
-            env = JudgedSuccess(watched)
+            env = JudgedSuccess(watched, answers=answers)
         if arm.potential != "none" and arm.combination == "shaping":
             weight = shaping_weight(settings)
             env = PotentialShaping(env, watched.potential(), gamma=settings.gamma, weight=weight)
@@ -403,8 +449,12 @@ def run_arm(
     demonstration = prepare(settings, arm, folder)
     onlooker = onlooker_of(arm, settings, demonstration, folder)
     stopwatch = Stopwatch()
-    env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch)
     checkpoint = own / "policy"
+    finished = saved_rollouts(checkpoint)
+    if isinstance(onlooker, ModelOnlooker):
+        learn_answers(settings, arm, folder, demonstration, onlooker, finished)
+    left = arm.answers - len(answered(own / "answers", finished))
+    env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch, answers=left)
     if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
     else:
@@ -425,10 +475,16 @@ def run_arm(
         np.savez(own / name, seed=np.array(seed), actions=taken, number=np.array(rollout.number))
         seconds = {f"{part}_s": round(spent, 4) for part, spent in stopwatch.lap().items()}
         # Before the checkpoint: a row too many is cut when the run resumes, one too few could not be made up for.
-        log.write({**asdict(rollout), "true_success": actions.true_success, "abstained": actions.abstained, **seconds})
+        if actions.answer is not None:
+            assert seed is not None
+            keep_answer(own / "answers", rollout.number, seed=seed, actions=taken, answer=actions.answer)
+        seen = {"true_success": actions.true_success, "answer": actions.answer, "abstained": actions.abstained}
+        log.write({**asdict(rollout), **seen, **seconds})
         if rollout.number % settings.checkpoint_every == 0:
             with stopwatch("save"):
                 learner.save_checkpoint(checkpoint)
+        if actions.answer is not None and isinstance(onlooker, ModelOnlooker):
+            learn_answers(settings, arm, folder, demonstration, onlooker, rollout.number)
         return on_rollout(rollout)
 
     learner.learn_rollouts(settings.rollouts - learner.rollouts, after)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from policies.arms import GRM_ONLY, GRM_SHAPED
 from policies.one_shot import OneShotSettings, record_demonstration, write_config
 
 from ..tiny import tiny_grm
@@ -19,9 +18,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("begun")
     write_config(folder, SETTINGS, {"command": "grm demo --task reach", "commit": "0"}, resume=False)
     record_demonstration(SETTINGS, folder / "demonstration")
-    for name in (GRM_SHAPED.grm, GRM_ONLY.grm):
-        assert name is not None
-        tiny_grm().save_pretrained(folder / name)
+    tiny_grm().save_pretrained(folder / "grm")
     return folder
 
 

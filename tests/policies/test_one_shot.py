@@ -331,7 +331,7 @@ def test_a_grm_is_told_how_the_replays_of_its_arm_ended(begun_copy, monkeypatch)
     one_shot_adapt = one_shot.adapt
     monkeypatch.setattr(one_shot, "adapt", adapt)
     settings = dataclasses.replace(SETTINGS, model=str(begun_copy / "grm"), adaptation_steps=1)
-    prepare(settings, arm_named("grm_only_replays"), begun_copy)
+    prepare(settings, arm_named("grm_only_asked"), begun_copy)
     card = json.loads((begun_copy / "grm-after40-replays5" / "config.json").read_text())["card"]
     [longer] = shown
     assert card["done"] == longer.success.sum() > 1
