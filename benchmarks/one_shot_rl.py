@@ -62,6 +62,8 @@ def row_of(cell: Cell) -> Row:
     if cell.arm.gold != "environment":
         row["false_successes"] = sum(s and not t for s, t in zip(said, true, strict=True))
         row["missed_successes"] = sum(t and not s for s, t in zip(said, true, strict=True))
+    if cell.arm.answers:
+        row["answers"] = sum(entry["answer"] != "" for entry in logged)
     if cell.arm.potential != "none":
         decisions = sum(int(entry["length"]) for entry in logged)
         row["abstained"] = sum(int(entry["abstained"]) for entry in logged) / decisions
@@ -155,6 +157,8 @@ def summarize(rows: Sequence[Row], rollouts: int) -> dict[str, float | Interval]
         entries[f"{arm.name}.rollouts_to_80"] = table.mean("rollouts_to_80", arm.name, every)
         if arm.gold != "environment":
             entries[f"{arm.name}.false_success_rate"] = false_success_rate(rows, arm.name)
+        if arm.answers:
+            entries[f"{arm.name}.answers"] = table.mean("answers", arm.name, every)
         mine = [row for row in rows if row["arm"] == arm.name]
         if mine:
             never = [row["rollouts_to_80"] is None for row in mine]
