@@ -469,8 +469,7 @@ def _few_shot(
         )
     network = MultiViewNetwork(model.network.architecture)
     network.load_state_dict(model.network.state_dict())
-    views = demonstration.views
-    horizon = len(demonstration) - int(demonstration.success[::-1].cumprod().sum())  # where it is done, and stays done
+    views, horizon = demonstration.views, _done_from(demonstration)
     usable = [
         replace(e, views={name: e.views[name] for name in views})
         for e in replay
@@ -483,7 +482,8 @@ def _few_shot(
     known = [demonstration]
     for rollout in rollouts:
         if rollout.succeeded:
-            progress = from_time_to_go(np.arange(len(rollout) - 1, -1, -1), horizon).astype(np.float32)
+            togo = np.maximum(_done_from(rollout) - np.arange(len(rollout)), 0)
+            progress = from_time_to_go(togo, horizon).astype(np.float32)
             known.append(replace(rollout, progress=progress))
     failed = [rollout for rollout in rollouts if not rollout.succeeded]
     known += [rollout for rollout in failed if np.isfinite(rollout.progress).all()]
@@ -499,6 +499,11 @@ def _few_shot(
     if usable:  # else no other task's words and pictures were there to tell this one's from
         network.gated.fill_(1.0)
     return GRM(network, fuser=model.fuser)
+
+
+def _done_from(episode: Episode) -> int:
+    """The first frame of those at its end that all show the task done."""
+    return len(episode) - int(episode.success[::-1].cumprod().sum())
 
 
 def calibrate(

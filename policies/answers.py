@@ -1,10 +1,10 @@
-"""A person's answers: the success head says that it is done, and somebody who stands by says whether it is.
+"""A person's answers: somebody stands by, is asked when the success head says done, and speaks up when it does not.
 
-Paid is what the person says, and the rollout ends, so a head that is fooled costs a rollout and teaches nothing wrong.
-What was answered then teaches the GRM, adapted once more with all of it at a few of the answers: the refuted claims are
-pictures of just that by which this learner fools it (VICE-RAQ: Singh et al. 2019, "End-to-End Robotic Reinforcement
-Learning without Reward Engineering", asks about states likely to be successes, too). Once all answers are used up, the
-head is believed.
+Paid is what the person says, and the rollout ends, so a head that is fooled, or blind, costs a rollout and teaches
+nothing wrong. What was said then teaches the GRM, adapted once more with all of it at a few of the answers: refuted
+claims are pictures of just that by which this learner fools it, and successes it missed of what it does not know yet
+(VICE-RAQ: Singh et al. 2019, "End-to-End Robotic Reinforcement Learning without Reward Engineering", asks about states
+likely to be successes, too). Once all answers are used up, the head is believed.
 
 An answer is kept as its rollout's instance and actions; simulated again, these are the pictures.
 """
@@ -19,7 +19,7 @@ from grm.data.episodes import Episode
 
 from .blind import taken_again
 
-SCHEDULE = (2, 4, 8, 12, 16, 20)
+SCHEDULE = (4, 10, 20)
 """Answers after which the GRM is adapted anew; where fewer may be asked for, only these."""
 
 
@@ -28,8 +28,11 @@ def due(answers: int) -> int:
     return max((count for count in SCHEDULE if count <= answers), default=0)
 
 
-def keep_answer(folder: Path, number: int, *, seed: int, actions: np.ndarray, answer: bool) -> None:
-    """Write down what was answered to rollout `number`: `folder/0007.npz`, whole or not at all."""
+def keep_answer(folder: Path, number: int, *, seed: int, actions: np.ndarray, answer: int) -> None:
+    """Write down what was answered to rollout `number`: `folder/0007.npz`, whole or not at all.
+
+    `answer` is for how many decisions it had been done, 0 if it was not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{number:04d}.partial.npz"
     np.savez(partial, seed=np.array(seed), actions=actions, answer=np.array(answer))
@@ -53,8 +56,7 @@ def read_answers(paths: list[Path], env: MetaWorldEnv, demonstration: Episode) -
     for path in paths:
         with np.load(path, allow_pickle=False) as data:
             again = taken_again(env, demonstration, int(data["seed"]), data["actions"], stop=False)
-            success = np.zeros(len(again), bool)
-            success[-1] = bool(data["answer"])
+            success = np.arange(len(again)) >= len(again) - int(data["answer"])
             unknown = np.full(len(again), np.nan, np.float32)
             episodes.append(replace(again, success=success, progress=unknown, behaviour="learner"))
     return episodes

@@ -38,7 +38,7 @@ class Arm:
     replays: int = 0
     """Blind replays of the demonstration (`policies.blind`) that a person judged and the GRM was adapted with."""
     answers: int = 0
-    """How often the success head, about to be believed, asks a person instead and learns (`policies.answers`)."""
+    """How often a person answers the success head, or speaks up, before it is believed (`policies.answers`)."""
     perspective: Literal["all", "incremental", "forward", "backward"] = "all"
     """Which of the GRM's perspectives make Φ."""
     inputs: Literal["state", "features"] = "state"
@@ -77,7 +77,7 @@ GRM_ONLY_REPLAYS = replace(
 GRM_ONLY_ASKED = replace(
     GRM_ONLY_REPLAYS,
     name="grm_only_asked",
-    about="no task reward: the GRM says when it is done, and asks a person the first twenty times",
+    about="no task reward: the GRM says when it is done; a person puts it right, or says yes, twenty times",
     aftermath=40,
     answers=20,
 )

@@ -14,6 +14,8 @@ SUCCESS_THRESHOLD = 0.6
 STABLE_STEPS = 3
 """A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above: what
 `benchmarks.success_threshold` found on training tasks."""
+PATIENCE = 5
+"""Decisions for which whoever stands by leaves it to the onlooker to see that it is done."""
 
 
 class StableSuccess:
@@ -43,20 +45,22 @@ class JudgedSuccess(gym.Wrapper):
     The episode goes on where the simulator sees a success that the onlooker does not, up to the horizon. `info` has
     `success`, what the onlooker said, and `true_success`, whether the simulator saw one at any step so far.
 
-    The first `answers` times the onlooker is sure, somebody is asked whether the task is done now, here the simulator.
-    Who says no ends the episode, too, unpaid and truncated; `info` has the `answer` then.
+    As long as there are `answers` left, somebody stands by, here the simulator. Asked when the onlooker is sure, they
+    say whether the task is done now; a no ends the episode, too, unpaid and truncated. Unasked they say that it is
+    done, once it has been for `PATIENCE` decisions and the onlooker has not noticed. `info` has the `answer`
+    then: for how many decisions it has been done, 0 for a no.
     """
 
     def __init__(self, env: Watched, stable: StableSuccess | None = None, *, answers: int = 0) -> None:
         super().__init__(env)
         self.watched, self.stable, self.answers = env, stable or StableSuccess(), answers
-        self._decisions, self._true_success = 0, False
+        self._decisions, self._done_for, self._true_success = 0, 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
         observation, info = self.env.reset(seed=seed, options=options)
         self.stable.begin()
-        self._decisions, self._true_success = 0, False
+        self._decisions, self._done_for, self._true_success = 0, 0, False
         return observation, info
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -64,12 +68,13 @@ class JudgedSuccess(gym.Wrapper):
         observation, _, _, _, info = self.env.step(action)
         self._decisions += 1
         self._true_success |= bool(info["success"])
+        self._done_for = self._done_for + 1 if info["success"] else 0
         claimed = done = self.stable(self.watched.opinion.success)
-        answer: dict[str, bool] = {}
-        if claimed and self.answers:
+        answer: dict[str, int] = {}
+        if self.answers and (claimed or self._done_for >= PATIENCE):
             self.answers -= 1
             done = bool(info["success"])
-            answer = {"answer": done}
+            answer = {"answer": self._done_for}
         truncated = not done and (claimed or self._decisions >= self.watched.world.horizon)
         info = {**info, "success": done, "true_success": self._true_success, **answer}
         return observation, float(done), done, truncated, info

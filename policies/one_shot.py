@@ -102,8 +102,8 @@ class ActionLog(gym.Wrapper):
         """Whether the simulator saw a success in it."""
         self.abstained = 0
         """Of its transitions, those on which the potential abstained."""
-        self.answer: bool | None = None
-        """What a person answered at its end; None where nobody was asked."""
+        self.answer: int | None = None
+        """For how many decisions a person said it had been done at its end; None where nobody spoke."""
         self._seed: int | None = None
         self._actions: list[np.ndarray] = []
         self._abstained = 0

@@ -719,6 +719,13 @@ def test_a_demonstration_may_go_on_once_it_is_done(old):
     )
 
 
+def test_of_a_rollout_that_stayed_done_the_time_to_go_is_up_to_where_it_was(old):
+    trainers, rollout = [], rolled_out(20, success=True, length=16)
+    stayed = dataclasses.replace(rollout, success=np.arange(16) >= 11)
+    adapt(old, moving_square(7), rollouts=[stayed], steps=1, after_step=trainers.append)
+    np.testing.assert_allclose(trainers[0].traces[1].potential, [*np.arange(12) / 11, 1, 1, 1, 1], atol=1e-6)
+
+
 def test_failures_whose_progress_is_known_teach_that_too(old):
     trainers = []
     nowhere = dataclasses.replace(rolled_out(21, success=False), progress=np.zeros(12, np.float32))
