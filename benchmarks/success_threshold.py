@@ -1,6 +1,6 @@
 """When to believe the success head: threshold and stable steps, on training tasks, for `policies.gold`.
 
-A GRM adapted to one demonstration of each task, as each arm without a task reward has it, watches experts, which go on
+A GRM adapted to one demonstration of each task, as each of `--arms` has it, watches experts, which go on
 for some decisions after their success as a learner that nobody tells of it would, and behaviours that fail. Of the
 rules with at most `ALLOWED` false successes per episode the one with the most successes seen is taken. One
 demonstration of a *training* task is a kinder test than one of a new task: what the rule does there is what
@@ -20,7 +20,7 @@ from envs.experts import BEHAVIOURS
 from envs.metaworld import PRETRAINING, MetaWorldEnv, task_name
 from grm.errors import TaskError
 from grm.metrics import expected_interval
-from policies.arms import GRM_ONLY, GRM_ONLY_REPLAYS, arm_named
+from policies.arms import GRM_ONLY, arm_named
 from policies.gold import StableSuccess
 from policies.one_shot import OneShotSettings, onlooker_of, prepare, world_of
 from policies.onlookers import Onlooker
@@ -90,7 +90,7 @@ def best(watches: Sequence[Watch]) -> tuple[float, int] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["drawer-open", "push", "coffee-pull", "window-open", "hammer"])
-    parser.add_argument("--arms", nargs="+", default=[GRM_ONLY.name, GRM_ONLY_REPLAYS.name])
+    parser.add_argument("--arms", nargs="+", default=[GRM_ONLY.name])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=20, help="of experts, and as many that fail, per task and arm")
     parser.add_argument("--out", type=Path, default=Path("runs/success_threshold"))
