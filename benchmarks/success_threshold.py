@@ -1,10 +1,10 @@
 """When to believe the success head: threshold and stable steps, on training tasks, for `policies.gold`.
 
-A GRM adapted to one demonstration of each task, as each of `--arms` has it, watches experts, which go on
-for some decisions after their success as a learner that nobody tells of it would, and behaviours that fail. Of the
-rules with at most `ALLOWED` false successes per episode the one with the most successes seen is taken. One
-demonstration of a *training* task is a kinder test than one of a new task: what the rule does there is what
-`benchmarks.one_shot_rl` reports.
+A GRM adapted to one demonstration of each task, as each of `--arms` has it, watches experts, which go on for some
+decisions after their success as a learner that nobody tells of it would, and behaviours that fail. Of the rules with at
+most `ALLOWED` false successes per episode the one with the most successes seen is taken. One demonstration of a
+*training* task is a kinder test than one of a new task: what the rule does there is what `benchmarks.one_shot_rl`
+reports.
 """
 
 import argparse

@@ -418,7 +418,8 @@ def adapt(
     ended, above all failures that move as the demonstration did; they teach what they teach in `refit`, and failures
     whose progress is labelled that, too.
 
-    Raises `TraceError` for a demonstration that does not end in success, or rollouts of another task.
+    Raises `TraceError` for a demonstration that does not end in success or is done from its first frame on, or rollouts
+    of another task.
     """
     settings = replace(FEW_SHOT, steps=steps, seed=seed, focus=0.5 if replay else 0.0, train_encoder=train_encoder)
     return _few_shot(model, demonstration, rollouts, replay, settings, share, after_step)
@@ -461,6 +462,11 @@ def _few_shot(
         raise TraceError(
             f"the demonstration of {demonstration.task!r} does not end in success; expected one that shows the task "
             f"done in its last frame: choose another episode"
+        )
+    if _done_from(demonstration) == 0:
+        raise TraceError(
+            f"the demonstration of {demonstration.task!r} shows the task done in every one of its {len(demonstration)} "
+            f"frames; expected one that begins before it is done: choose another episode, or mark fewer frames as done"
         )
     foreign = [rollout.task for rollout in rollouts if rollout.task != demonstration.task]
     if foreign:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -32,6 +33,9 @@ class Adapt:
     failures: tuple[int, ...] = ()
     """Numbers of episodes that failed, above all the demonstration's motion repeated with the objects elsewhere: they
     teach the success head that the motion is not the task."""
+    done_for: float = 0.0
+    """Seconds at the demonstration's end in which it is done already: who goes on for a moment shows the success head
+    more than one picture of it. Nothing for what the recording says, which without a word is the last frame alone."""
     model: str = ""
     """Checkpoint to start from: a folder, a Hub id, or nothing for the packaged one."""
     steps: int = 200
@@ -58,6 +62,7 @@ class Adapt:
             raise TraceError(f"share is {self.share}; expected a number above 0, and 1 for all of the way")
         check_output(self.out)
         demonstration, others, failed = self._read()
+        demonstration = self._done(demonstration)
         old = GRM.from_pretrained(self.model)
         source = locate(self.model, packaged_checkpoint())
         replay = list(read_replay(source))
@@ -90,6 +95,18 @@ class Adapt:
         goals = {demonstration.task: demonstration.frames[-1]}
         console.print(before_after(old, new, demonstration, others, goals))
         console.print(f"wrote the adapted checkpoint to [bold]{escape(str(self.out))}[/bold]", soft_wrap=True)
+
+    def _done(self, demonstration: Episode) -> Episode:
+        """The demonstration with its last `done_for` seconds marked as done, where they are given."""
+        if not self.done_for:
+            return demonstration
+        frames, length = round(self.done_for * demonstration.rate_hz), len(demonstration)
+        if not 0 <= frames < length - 1:
+            raise TraceError(
+                f"done-for is {self.done_for:g} s; expected at least 0, and less than the demonstration's "
+                f"{(length - 1) / demonstration.rate_hz:g} s"
+            )
+        return replace(demonstration, success=np.arange(length) >= length - 1 - frames)
 
     def _read(self) -> tuple[Episode, list[Episode], list[Episode]]:
         """The demonstration, the others whose progress is known, and the failures."""

@@ -308,7 +308,8 @@ def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Epi
         views[name] = np.ascontiguousarray(frames.numpy().transpose(0, 2, 3, 1))
     success = np.zeros(len(table), bool)
     if "next.success" in table:
-        success[-1] = bool(np.asarray(table["next.success"].iloc[-1]).item())
+        after = np.stack(table["next.success"].to_numpy()).reshape(-1).astype(bool)
+        success[1:], success[-1] = after[:-1], after[-1]
     return Episode(
         task=line.get("task", _instruction(entry)),
         instruction=_instruction(entry),

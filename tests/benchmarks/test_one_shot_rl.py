@@ -59,6 +59,13 @@ def test_summary_by_hand():
         assert key not in summary, "what nobody measured has no number"
 
 
+def test_answers_are_counted_where_a_person_is_asked():
+    asked = [row("hard", seed, "grm_only_asked", 0.5, false_successes=0, answers=20 - seed) for seed in (0, 1)]
+    summary = summarize([*ROWS, *asked], rollouts=100)
+    assert summary["grm_only_asked.answers"].value == pytest.approx(19.5)
+    assert "grm_only.answers" not in summary
+
+
 def test_only_seeds_that_have_both_arms_are_compared():
     table = Table([*ROWS, row("hard", 2, "grm", 0.0, 99)], 100)
     assert table.ratio("rollouts_to_80", "grm", "sparse").value == pytest.approx(65 / 100)

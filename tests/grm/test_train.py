@@ -818,6 +818,12 @@ def test_a_failed_demonstration_is_refused(old):
     assert_same(weights(old.network), before)
 
 
+def test_a_demonstration_that_is_done_from_the_beginning_is_refused(old):
+    done = dataclasses.replace(moving_square(7), success=np.ones(12, bool))
+    with pytest.raises(TraceError, match="done in every one of its 12 frames; expected one that begins before"):
+        adapt(old, done, EPISODES, steps=1)
+
+
 def test_the_state_is_json_and_safetensors(uninterrupted, tmp_path):
     uninterrupted.save_state(tmp_path)
     state = json.loads((tmp_path / "training.json").read_text())

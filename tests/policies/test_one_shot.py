@@ -342,7 +342,7 @@ def test_a_grm_is_told_how_the_replays_of_its_arm_ended(begun_copy, monkeypatch)
 def test_every_arm_of_the_benchmark_has_an_onlooker_or_needs_none(begun, demonstration, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "run")
     for name in {arm.grm for arm in ARMS} - {None, "grm"}:
-        shutil.copytree(folder / "grm", folder / name, dirs_exist_ok=True)
+        shutil.copytree(folder / "grm", folder / name)
     settings = dataclasses.replace(SETTINGS, model=str(folder / "grm"))
     for arm in ARMS:
         onlooker = onlooker_of(arm, settings, demonstration, folder)

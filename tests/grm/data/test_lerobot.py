@@ -119,6 +119,15 @@ def test_round_trip(root):
         assert_same(one, other)
 
 
+def test_a_success_that_lasts_or_is_undone_is_read_as_it_was_written(tmp_path):
+    lasting, undone = make(8, length=9), make(9, length=9, behaviour="undo")
+    lasting = dataclasses.replace(lasting, success=np.arange(9) >= 5)
+    undone = dataclasses.replace(undone, success=(np.arange(9) == 4) | (np.arange(9) == 5))
+    EpisodeWriter(tmp_path / "set").append(lasting, undone)
+    for one, other in zip([lasting, undone], read_episodes(tmp_path / "set"), strict=True):
+        assert_same(one, other)
+
+
 def test_any_episode_and_view_alone(root):
     [last, first] = read_episodes(root, [2, 0], views=["side"])
     assert list(last.views) == ["side"]
