@@ -63,7 +63,11 @@ def row_of(cell: Cell) -> Row:
         row["false_successes"] = sum(s and not t for s, t in zip(said, true, strict=True))
         row["missed_successes"] = sum(t and not s for s, t in zip(said, true, strict=True))
     if cell.arm.answers:
+        alone = [entry["attended"] == "False" for entry in logged]
         row["answers"] = sum(entry["answer"] != "" for entry in logged)
+        row["unattended"] = sum(alone)
+        row["unattended_true_successes"] = sum(t for t, a in zip(true, alone, strict=True) if a)
+        row["retracted"] = sum(int(entry["retracted"]) for entry in logged)
     if cell.arm.potential != "none":
         decisions = sum(int(entry["length"]) for entry in logged)
         row["abstained"] = sum(int(entry["abstained"]) for entry in logged) / decisions

@@ -12,6 +12,8 @@ from typing import Literal
 from envs.metaworld import VIEWS
 from grm.errors import TaskError
 
+from .gold import STABLE_STEPS, SUCCESS_THRESHOLD
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
@@ -38,7 +40,9 @@ class Arm:
     replays: int = 0
     """Blind replays of the demonstration (`policies.blind`) that a person judged and the GRM was adapted with."""
     answers: int = 0
-    """How often a person answers the success head, or speaks up, before it is believed (`policies.answers`)."""
+    """How often a person answers the success head, or speaks up (`policies.answers`)."""
+    rule: tuple[float, int] = (SUCCESS_THRESHOLD, STABLE_STEPS)
+    """P(done) from which on, and for how many decisions in a row, a success is believed."""
     perspective: Literal["all", "incremental", "forward", "backward"] = "all"
     """Which of the GRM's perspectives make Φ."""
     inputs: Literal["state", "features"] = "state"
@@ -80,6 +84,7 @@ GRM_ONLY_ASKED = replace(
     about="no task reward: the GRM says when it is done; a person puts it right, or says yes, twenty times",
     aftermath=40,
     answers=20,
+    rule=(0.5, 5),  # `benchmarks.success_threshold --arms grm_only_asked`
 )
 CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
 

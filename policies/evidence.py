@@ -1,6 +1,7 @@
 """What the last rollouts say: whether a process reward is right where the learner goes, and who should act next."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,11 @@ class Evidence:
         judged = np.empty(0) if phi is None else phi[np.isfinite(phi)]
         claim = float(judged[-CLAIM_STEPS:].mean()) if len(judged) else None
         self.outcomes.append(Outcome(cloned, success, claim, helped))
+
+    def fail(self, rollouts: Collection[int]) -> None:
+        """Those of these numbers, counted from 1, were no successes after all."""
+        for number in rollouts:
+            self.outcomes[number - 1] = replace(self.outcomes[number - 1], success=False)
 
     @property
     def success_rate(self) -> float:

@@ -8,13 +8,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from .answers import Answer
 from .onlookers import Watched
 
 SUCCESS_THRESHOLD = 0.6
 STABLE_STEPS = 3
 """A success is believed after `STABLE_STEPS` decisions in a row at `SUCCESS_THRESHOLD` or above: what
 `benchmarks.success_threshold` found on training tasks."""
-PATIENCE = 5
+PATIENCE = 8
 """Decisions for which whoever stands by leaves it to the onlooker to see that it is done."""
 
 
@@ -45,15 +46,14 @@ class JudgedSuccess(gym.Wrapper):
     The episode goes on where the simulator sees a success that the onlooker does not, up to the horizon. `info` has
     `success`, what the onlooker said, and `true_success`, whether the simulator saw one at any step so far.
 
-    As long as there are `answers` left, somebody stands by, here the simulator. Asked when the onlooker is sure, they
-    say whether the task is done now; a no ends the episode, too, unpaid and truncated. Unasked they say that it is
-    done, once it has been for `PATIENCE` decisions and the onlooker has not noticed. `info` has the `answer`
-    then: for how many decisions it has been done, 0 for a no.
+    While `attended` is set, somebody stands by, here the simulator. Asked when the onlooker is sure, they say whether
+    the task is done now; a no ends the episode, too, unpaid and truncated. Unasked they say that it is done, once it
+    has been for `PATIENCE` decisions and the onlooker has not noticed. `info` has the `answer` then.
     """
 
-    def __init__(self, env: Watched, stable: StableSuccess | None = None, *, answers: int = 0) -> None:
+    def __init__(self, env: Watched, stable: StableSuccess | None = None) -> None:
         super().__init__(env)
-        self.watched, self.stable, self.answers = env, stable or StableSuccess(), answers
+        self.watched, self.stable, self.attended = env, stable or StableSuccess(), False
         self._decisions, self._done_for, self._true_success = 0, 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -70,11 +70,10 @@ class JudgedSuccess(gym.Wrapper):
         self._true_success |= bool(info["success"])
         self._done_for = self._done_for + 1 if info["success"] else 0
         claimed = done = self.stable(self.watched.opinion.success)
-        answer: dict[str, int] = {}
-        if self.answers and (claimed or self._done_for >= PATIENCE):
-            self.answers -= 1
+        answer: dict[str, Answer] = {}
+        if self.attended and (claimed or self._done_for >= PATIENCE):
             done = bool(info["success"])
-            answer = {"answer": self._done_for}
+            answer = {"answer": Answer(done_for=self._done_for, claimed=claimed)}
         truncated = not done and (claimed or self._decisions >= self.watched.world.horizon)
         info = {**info, "success": done, "true_success": self._true_success, **answer}
         return observation, float(done), done, truncated, info

@@ -15,9 +15,12 @@ from .stopwatch import PARTS
 
 SECONDS = tuple(f"{part}_s" for part in PARTS)
 """Columns of where the time of a rollout and its updates went."""
-COLUMNS = (*Rollout.__dataclass_fields__, "true_success", "answer", "abstained", *SECONDS)
-"""Of rollouts.csv: a `Rollout`, whether the simulator saw a success, what a person answered if asked, transitions Φ
-abstained on, seconds by part."""
+ANSWERS = ("attended", "answer", "retracted")
+"""Where a person answers: whether one stood by, for how many decisions it had been done if one spoke, and of how many
+earlier successes the head that learned from it thinks otherwise."""
+COLUMNS = (*Rollout.__dataclass_fields__, "true_success", *ANSWERS, "abstained", *SECONDS)
+"""Of rollouts.csv: a `Rollout`, whether the simulator saw a success, answers, transitions Φ abstained on, seconds by
+part."""
 CLOCK = ("elapsed_s", *SECONDS)
 """The columns in which two runs with one seed differ."""
 

@@ -25,7 +25,7 @@ then `updates_per_step` gradient updates are made per decision of it.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -393,6 +393,31 @@ class DemonstrationSAC(SAC):
                 self._fit_guide(self.guide, GUIDE_STEPS[0])
             self._shape(self.guide)
 
+    def retract(self, rollouts: Collection[int]) -> None:
+        """These rollouts, by `Rollout.number`, were no successes after all; nothing happens for those that were none.
+
+        What their end paid is taken back and it becomes a truncation, they leave the demonstration, and the cloned
+        policy is fitted to what is left of it. For a learner whose environment pays the task's reward alone, as a
+        guided one's does: under a shaping wrapper the last payment held the potential, too, and `relabel` has to say
+        what it is now.
+
+        Raises:
+            TraceError: a rollout that has not been made. Nothing is retracted then.
+        """
+        made = len(self.evidence.outcomes)
+        unknown = sorted(number for number in rollouts if not 1 <= number <= made)
+        if unknown:
+            raise TraceError(f"rollout {unknown[0]} is to be retracted; expected one of the {made} made so far")
+        wrong = [number for number in rollouts if self.evidence.outcomes[number - 1].success]
+        if not wrong:
+            return
+        self.evidence.fail(wrong)
+        self.replay_buffer.fail(wrong)
+        self.demonstration_buffer.drop(wrong)
+        if self.guide is not None:
+            self._shape(self.guide)
+        self._fit_clone()
+
     def stored_steps(self) -> dict[int, int]:
         """By number, how many steps a label of each rollout must have: all up to the last that is stored."""
         replay, taught = self.replay_buffer.stored_steps(), self.demonstration_buffer.stored_steps()
@@ -500,13 +525,17 @@ class DemonstrationSAC(SAC):
 
     def _imitate(self, rows: Int[np.ndarray, " k"]) -> None:
         """These rows of the replay buffer join the demonstration; the cloned policy learns from all of it."""
-        target = self.demonstration_buffer
-        target.take(self.replay_buffer, rows)
-        size = target.size()
+        self.demonstration_buffer.take(self.replay_buffer, rows)
+        self._fit_clone()
+
+    def _fit_clone(self) -> None:
+        """The cloned policy is trained a little further on all of the demonstration."""
+        shown = self.demonstration_buffer
+        size = shown.size()
         fit(
             self.policy.cloned,
-            target.observations[:size, 0],
-            target.actions[:size, 0],
+            shown.observations[:size, 0],
+            shown.actions[:size, 0],
             rng=self.rng,
             steps=self.imitation_steps,
             pause=self.pause,

@@ -30,7 +30,7 @@ from grm.train import Trainer, adapt
 from shaping import PotentialShaping, shaping_reward
 
 from .aftermath import go_on
-from .answers import answered, due, keep_answer, read_answers
+from .answers import Answer, attends, keep_rollout, kept, known, read_rollouts
 from .arms import Arm
 from .blind import blind_replays
 from .checkpoint import has_checkpoint, saved_rollouts
@@ -38,7 +38,7 @@ from .classifier import fit_classifier
 from .collecting import Rollout
 from .demonstration import Demonstration
 from .features import VecViewFeatures
-from .gold import JudgedSuccess
+from .gold import JudgedSuccess, StableSuccess
 from .log import RolloutLog, arm_folder
 from .naive import NaiveReward, naive_reward
 from .offpolicy import DemonstrationSAC
@@ -102,8 +102,8 @@ class ActionLog(gym.Wrapper):
         """Whether the simulator saw a success in it."""
         self.abstained = 0
         """Of its transitions, those on which the potential abstained."""
-        self.answer: int | None = None
-        """For how many decisions a person said it had been done at its end; None where nobody spoke."""
+        self.answer: Answer | None = None
+        """What a person said at its end; None where nobody spoke."""
         self._seed: int | None = None
         self._actions: list[np.ndarray] = []
         self._abstained = 0
@@ -231,7 +231,7 @@ def prepare(
     """
     demonstration = record_demonstration(settings, folder / "demonstration")
     if arm.grm is not None and not (folder / arm.grm / "config.json").exists():
-        _adapt(settings, arm, demonstration, folder / arm.grm, [], after_step=after_step)
+        _adapt(settings, arm, demonstration, folder / arm.grm, after_step=after_step)
     return demonstration
 
 
@@ -240,26 +240,38 @@ def _adapt(
     arm: Arm,
     demonstration: Episode,
     folder: Path,
-    answers: list[Path],
     *,
     after_step: Callable[[Trainer], None] = lambda trainer: None,
 ) -> None:
     """Write the arm's GRM to `folder`: the packaged one, adapted to the demonstration and to what else it is shown."""
     source = locate(settings.model, packaged_checkpoint())
-    shown, told = seen_by(arm, demonstration), list[Episode]()
+    shown, told = _shown_and_told(settings, arm, demonstration, [])
     steps, seed = settings.adaptation_steps, settings.seed
-    if arm.replays or arm.aftermath or answers:
-        world = world_of(demonstration, replace(arm, inputs="state"))
-        told = blind_replays(world, shown, arm.replays, seed=seed) + read_answers(answers, world, shown)
-        shown = go_on(world, shown, arm.aftermath, seed=seed)
-        world.close()
     old, replay = GRM.from_pretrained(source), list(read_replay(source))
     new = adapt(old, shown, replay, rollouts=told, steps=steps, seed=seed, after_step=after_step)
     card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
-    card |= {"done": int(shown.success.sum()), "replays": [one.succeeded for one in told[: arm.replays]]}
-    card |= {"answers": [one.succeeded for one in told[arm.replays :]]}
+    card |= {"done": int(shown.success.sum()), "replays": [one.succeeded for one in told]}
+    _replace(folder, new, card)
+
+
+def _shown_and_told(
+    settings: OneShotSettings, arm: Arm, demonstration: Episode, answers: list[Path]
+) -> tuple[Episode, list[Episode]]:
+    """What the arm's GRM is adapted to: the demonstration as it sees it, and the rollouts it is told the end of."""
+    shown = seen_by(arm, demonstration)
+    if not (arm.replays or arm.aftermath or answers):
+        return shown, []
+    world = world_of(demonstration, replace(arm, inputs="state"))
+    told = blind_replays(world, shown, arm.replays, seed=settings.seed) + read_rollouts(answers, world, shown)
+    shown = go_on(world, shown, arm.aftermath, seed=settings.seed)
+    world.close()
+    return shown, told
+
+
+def _replace(folder: Path, model: GRM, card: dict[str, Any]) -> None:
+    """Write the checkpoint, whole or not at all."""
     partial = folder.with_name(f"{folder.name}.partial")
-    new.save_pretrained(partial, card)
+    model.save_pretrained(partial, card)
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)
@@ -268,19 +280,45 @@ def _adapt(
 def learn_answers(
     settings: OneShotSettings, arm: Arm, folder: Path, demonstration: Episode, onlooker: ModelOnlooker, rollouts: int
 ) -> None:
-    """Have the onlooker's GRM know the answers to the first `rollouts` rollouts, as far as they are due."""
+    """Have the onlooker's GRM know the answers to the first `rollouts` rollouts, as far as they are `known`.
+
+    Its heads are adapted once more, from the arm's own GRM on, with all of them: its encoder stays, and so does what
+    policies see of it.
+    """
     own = arm_folder(folder, arm.name)
-    answers = answered(own / "answers", rollouts)
-    answers = answers[: due(len(answers))]
-    if not answers:
+    answers = known(kept(own / "answers", rollouts))
+    if not answers or arm.grm is None:
         return
     path = own / f"grm-answers{len(answers)}"
     if not (path / "config.json").exists():
-        _adapt(settings, arm, demonstration, path, answers)
+        source = locate(settings.model, packaged_checkpoint())
+        shown, told = _shown_and_told(settings, arm, demonstration, answers)
+        old, steps, seed = GRM.from_pretrained(folder / arm.grm), settings.adaptation_steps // 2, settings.seed
+        new = adapt(old, shown, list(read_replay(source)), rollouts=told, steps=steps, seed=seed, train_encoder=False)
+        card = {"from": arm.grm, "steps": steps, "seed": seed, "views": list(shown.views)}
+        _replace(path, new, card | {"answers": [one.succeeded for one in told[arm.replays :]]})
         for older in own.glob("grm-answers*"):
             if older != path:
                 shutil.rmtree(older)
     onlooker.model = GRM.from_pretrained(path, fuser=onlooker.model.fuser)
+
+
+def disbelieved(arm: Arm, folder: Path, demonstration: Episode, onlooker: ModelOnlooker, rollouts: int) -> list[int]:
+    """Of the rollouts that the head was believed about between the last two answers, those it believes no longer.
+
+    The last answer is that to rollout number `rollouts`.
+    """
+    own = arm_folder(folder, arm.name)
+    earlier = [int(path.stem) for path in kept(own / "answers", rollouts - 1)]
+    paths = [path for path in kept(own / "believed", rollouts) if int(path.stem) > max(earlier, default=0)]
+    stable, found = StableSuccess(*arm.rule), list[int]()
+    world = world_of(demonstration, replace(arm, inputs="state"))
+    for path, episode in zip(paths, read_rollouts(paths, world, seen_by(arm, demonstration)), strict=True):
+        stable.begin()
+        if not any(stable(opinion.success) for opinion in look_at(onlooker, episode)[1:]):
+            found.append(int(path.stem))
+    world.close()
+    return found
 
 
 def missing(arm: Arm, folder: Path) -> set[str]:
@@ -384,19 +422,14 @@ def make_learner_env(
     demonstration: Episode,
     onlooker: Onlooker | None,
     stopwatch: Stopwatch,
-    *,
-    answers: int = 0,
 ) -> tuple[VecEnv, ActionLog]:
-    """The arm's environment: its inputs and its reward. Rendered only where a model looks.
-
-    `answers` is how many of the arm's are left.
-    """
+    """The arm's environment: its inputs and its reward. Rendered only where a model looks."""
     world = world_of(demonstration, arm, stopwatch)
     env: gym.Env = world
     if onlooker is not None:
         env = watched = Watched(world, onlooker, stopwatch)
         if arm.gold != "environment":
-            env = JudgedSuccess(watched, answers=answers)
+            env = JudgedSuccess(watched, StableSuccess(*arm.rule))
         if arm.potential != "none" and arm.combination == "shaping":
             weight = shaping_weight(settings)
             env = PotentialShaping(env, watched.potential(), gamma=settings.gamma, weight=weight)
@@ -453,8 +486,7 @@ def run_arm(
     finished = saved_rollouts(checkpoint)
     if isinstance(onlooker, ModelOnlooker):
         learn_answers(settings, arm, folder, demonstration, onlooker, finished)
-    left = arm.answers - len(answered(own / "answers", finished))
-    env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch, answers=left)
+    env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch)
     if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
     else:
@@ -468,25 +500,41 @@ def run_arm(
     log = RolloutLog(own, learner.rollouts, tensorboard=tensorboard)
     stopwatch.lap()
 
+    def stand_by(number: int) -> None:
+        if arm.answers:
+            given = len(kept(own / "answers", number - 1))
+            there = attends(number, settings.rollouts, given=given, answers=arm.answers, seed=settings.seed)
+            actions.set_wrapper_attr("attended", there)
+
     def after(rollout: Rollout) -> bool | None:
         assert actions.finished is not None
         seed, taken = actions.finished
         name = "last_success.npz" if rollout.success else "last_failure.npz"
         np.savez(own / name, seed=np.array(seed), actions=taken, number=np.array(rollout.number))
         seconds = {f"{part}_s": round(spent, 4) for part, spent in stopwatch.lap().items()}
-        # Before the checkpoint: a row too many is cut when the run resumes, one too few could not be made up for.
-        if actions.answer is not None:
+        # Before the checkpoint: what is too much is cut when the run resumes, what is missing could not be made up for.
+        retracted = list[int]()
+        answer = actions.answer
+        if arm.answers and (answer is not None or rollout.success):
             assert seed is not None
-            keep_answer(own / "answers", rollout.number, seed=seed, actions=taken, answer=actions.answer)
-        seen = {"true_success": actions.true_success, "answer": actions.answer, "abstained": actions.abstained}
+            kind = "believed" if answer is None else "answers"
+            keep_rollout(own / kind, rollout.number, seed=seed, actions=taken, answer=answer)
+        if answer is not None and not answer.right and isinstance(onlooker, ModelOnlooker):
+            learn_answers(settings, arm, folder, demonstration, onlooker, rollout.number)
+            retracted = disbelieved(arm, folder, demonstration, onlooker, rollout.number)
+            learner.retract(retracted)
+        seen = {"true_success": actions.true_success, "abstained": actions.abstained}
+        if arm.answers:
+            seen |= {"attended": actions.get_wrapper_attr("attended"), "retracted": len(retracted)}
+            seen["answer"] = None if answer is None else answer.done_for
         log.write({**asdict(rollout), **seen, **seconds})
         if rollout.number % settings.checkpoint_every == 0:
             with stopwatch("save"):
                 learner.save_checkpoint(checkpoint)
-        if actions.answer is not None and isinstance(onlooker, ModelOnlooker):
-            learn_answers(settings, arm, folder, demonstration, onlooker, rollout.number)
+        stand_by(rollout.number + 1)
         return on_rollout(rollout)
 
+    stand_by(learner.rollouts + 1)
     learner.learn_rollouts(settings.rollouts - learner.rollouts, after)
     learner.save_checkpoint(checkpoint)
     log.close()

@@ -1,6 +1,6 @@
 """Replay that knows which episode each row belongs to: n-step returns, and rewards replaced as a whole."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,24 @@ class EpisodeReplay(NStepReplayBuffer):
         self.dones[cut] = self.timeouts[cut] = 1
         self.full = self.full or self.pos + len(rows) >= self.buffer_size
         self.pos = (self.pos + len(rows)) % self.buffer_size
+
+    def fail(self, episodes: Collection[int]) -> None:
+        """These episodes were no successes: their end pays nothing and is a truncation, and no time to go is known."""
+        mine = np.isin(self.episode[: self.size()], list(episodes))
+        ends = np.flatnonzero(mine & (self.dones[: self.size(), 0] > 0))
+        self.paid[ends] = self.rewards[ends, 0] = 0.0
+        self.timeouts[ends] = 1
+        self.togo[np.flatnonzero(mine)] = np.nan
+
+    def drop(self, episodes: Collection[int]) -> None:
+        """Forget these episodes' rows; the others move up, in order."""
+        size = self.size()
+        order = (np.arange(size) + (self.pos if self.full else 0)) % self.buffer_size
+        kept = order[~np.isin(self.episode[order], list(episodes))]
+        for name in COLUMNS:
+            column = getattr(self, name)
+            column[: len(kept)] = column[kept]
+        self.pos, self.full = len(kept) % self.buffer_size, len(kept) == self.buffer_size
 
     def stored_steps(self) -> dict[int, int]:
         """By episode, its steps up to the last one that is stored."""

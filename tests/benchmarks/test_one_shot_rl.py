@@ -8,7 +8,7 @@ import pytest
 from benchmarks import one_shot_rl, results
 from benchmarks.one_shot_rl import Table, bootstrap, draw, false_success_rate, rollouts_to_level, row_of, summarize
 from grm.errors import GrmError
-from policies.arms import CLONED, GRM_ONLY, GRM_SHAPED, SPARSE
+from policies.arms import CLONED, GRM_ONLY, GRM_SHAPED, SPARSE, arm_named
 from policies.grid import Cell
 from policies.log import COLUMNS, arm_folder
 from policies.one_shot import OneShotSettings
@@ -122,6 +122,21 @@ def test_a_row_counts_what_the_head_said_against_the_truth(tmp_path):
     assert found["success_50"] == pytest.approx(7 / 15), "of what there is of the second block"
     assert (found["learn_s"], found["minutes"]) == (120.0, 2.0)
     assert false_success_rate([found], "grm_only").value == 0.25
+
+
+def test_what_the_head_said_alone_is_counted_apart(tmp_path):
+    entry = {"length": 10, "abstained": 0, "answer": "", "retracted": 0}
+    rows = [
+        entry | {"attended": True, "success": False, "true_success": False, "answer": 0, "retracted": 2},
+        entry | {"attended": True, "success": True, "true_success": True, "answer": 3},
+        *[entry | {"attended": False, "success": True, "true_success": t} for t in (True, True, False)],
+    ]
+    arm = arm_named("grm_only_asked")
+    write_cell(tmp_path, arm, 0.4, rows)
+    write_config(tmp_path)
+    found = row_of(cell(tmp_path, arm))
+    assert (found["answers"], found["retracted"]) == (2, 2)
+    assert (found["unattended"], found["unattended_true_successes"], found["false_successes"]) == (3, 2, 1)
 
 
 def test_a_report_of_a_part_says_so(tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from policies.bc import standardization
 from policies.critics import CriticEnsemble, DemonstrationFeatures, EnsembleLinear
 from policies.evidence import Evidence, Outcome
 from policies.offpolicy import _Batch
-from policies.replay import COLUMNS
+from policies.replay import COLUMNS, EpisodeReplay
 
 from .reaching import demonstration, reaching
 
@@ -572,6 +572,58 @@ def test_the_acting_policy_acts_as_the_learner_does(cloned_rollouts):
 
 
 # ------------------------------------------------------------------------------------------------------ the guide
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_retracted_successes_pay_nothing_teach_nothing_and_count_as_failures(guidance, tmp_path):
+    model = learner(guidance=guidance, cloned_rollouts=9, exploration_noise=0.0).learn_rollouts(4)
+    assert [outcome.success for outcome in model.evidence.outcomes] == [True] * 4
+    shown = model.demonstration_buffer
+    before, order = weights(model), shown.episode[: shown.size()].copy()
+    kept = {name: getattr(shown, name)[: shown.size()][(order != 2) & (order != 3)] for name in COLUMNS}
+    model.retract([2, 3])
+    assert [outcome.success for outcome in model.evidence.outcomes] == [True, False, False, True]
+    for name in set(COLUMNS) - {"rewards"}:
+        np.testing.assert_array_equal(getattr(shown, name)[: shown.size()], kept[name], err_msg=name)
+    assert set(shown.episode[: shown.size()].tolist()) == {0, 1, 4}
+    replay = model.replay_buffer
+    for number in (1, 2, 3, 4):
+        rows, right = np.flatnonzero(replay.episode[: replay.size()] == number), number in (1, 4)
+        assert (replay.paid[rows[:-1]] == np.float32(-0.01)).all()
+        assert (replay.paid[rows[-1]] > 0.9) if right else (replay.paid[rows[-1]] == 0)
+        assert (replay.dones[rows[-1], 0], replay.timeouts[rows[-1], 0]) == (1, not right), "not the end of the task"
+        assert np.isfinite(replay.togo[rows]).all() == right
+        if not guidance:
+            np.testing.assert_array_equal(replay.rewards[rows, 0], replay.paid[rows])
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"cloned"}, "fitted to what is left"
+    state = model.rng.bit_generator.state
+    model.retract([2])
+    assert model.rng.bit_generator.state == state, "it is none already"
+    with pytest.raises(TraceError, match="rollout 5 is to be retracted; expected one of the 4 made so far"):
+        model.retract([1, 5])
+    assert model.evidence.outcomes[0].success
+    model.save_checkpoint(tmp_path)
+    model.learn_rollouts(2)
+    again = DemonstrationSAC.load_checkpoint(tmp_path, reaching()).learn_rollouts(2)
+    for name, tensor in weights(model).items():
+        assert torch.equal(tensor, again.policy.state_dict()[name]), name
+
+
+def test_a_buffer_that_has_gone_round_forgets_the_right_rows():
+    model = learner()
+    observation, action = np.zeros(model.observation_space.shape), np.zeros(model.action_space.shape)
+    buffer = EpisodeReplay(7, model.observation_space, model.action_space, n_steps=1, gamma=0.9)
+    for number in (1, 2, 3):
+        for step in range(3):
+            buffer.add_transition(
+                observation, observation, action, 10 * number + step, terminated=step == 2, truncated=False
+            )
+        buffer.finish(3, number, success=True)
+    buffer.drop([2])
+    assert (buffer.size(), buffer.full, buffer.pos) == (4, False, 4)
+    assert buffer.paid[:4].tolist() == [12, 30, 31, 32], "the two oldest had gone before"
+    assert buffer.episode[:4].tolist() == [1, 3, 3, 3]
 
 
 def test_the_guide_pays_for_everything_under_its_newest_self():

@@ -472,9 +472,7 @@ def test_a_demonstration_can_go_on_once_it_is_done(tmp_path, tiny, dataset, refu
     length, seconds = len(episode), (len(episode) - 1) / episode.rate_hz
     for number, done in enumerate((0.0, 2 / episode.rate_hz)):
         assert grm(*given, "--out", tmp_path / str(number), "--done-for", done) == 0
-    assert [one.success.tolist() for one in shown] == [
-        [False] * (length - count) + [True] * count for count in (1, 3)
-    ]
+    assert [one.success.tolist() for one in shown] == [[False] * (length - count) + [True] * count for count in (1, 3)]
     for wrong in (seconds, -1.0):
         assert f"done-for is {wrong:g} s; expected at least 0, and less than the demonstration's {seconds:g} s" in (
             refused(*given, "--out", tmp_path / "none", "--done-for", wrong)
