@@ -184,7 +184,8 @@ def record(
     """Run one behaviour on the instance of `seed` and label every frame with its true progress.
 
     An expert's successful run is its own label (time left over time taken), also that of one who took over half-way.
-    Everything else asks `provers` provers every `label_every` frames and at the end, and interpolates between.
+    Everything else asks `provers` provers every `label_every` frames and at the end, and interpolates between; with
+    none to ask its progress is unknown, NaN.
     Reproducible: `seed` fixes instance and behaviour. `look` is how the scene looks meanwhile; plain unless given.
 
     Raises `TaskError` for an unknown behaviour.
@@ -257,7 +258,7 @@ def demonstrations(
     """
     failures = 0
     while count > 0:
-        episode = record(env, "expert", seed=seed, look=look(seed))
+        episode = record(env, "expert", seed=seed, provers=0, look=look(seed))  # one that fails is not kept
         seed += 1
         failures = 0 if episode.succeeded else failures + 1
         if episode.succeeded:
@@ -272,6 +273,8 @@ def demonstrations(
 
 def _prove(env: MetaWorldEnv, moments: Sequence, every: int, provers: int) -> Float[np.ndarray, " t"]:
     """True progress at every moment, asked of the prover at every `every`-th and the last, interpolated between."""
+    if not provers:
+        return np.full(len(moments), np.nan)
     asked = sorted({*range(0, len(moments), every), len(moments) - 1})
     known = []
     for index in asked:

@@ -273,8 +273,18 @@ def test_demonstrations_succeed_on_instances_of_their_own(env):
     assert list(demonstrations(env, 0, seed=0)) == []
 
 
-def test_an_expert_that_never_succeeds_is_reported():
+def test_with_nobody_to_ask_the_truth_is_unknown_where_an_expert_does_not_say_it(env, monkeypatch):
+    said = record(env, "expert", seed=10)
+    short = MetaWorldEnv("reach", horizon=2)
+    monkeypatch.setattr(MetaWorldEnv, "true_progress", lambda *_, **__: pytest.fail("nobody was to be asked"))
+    np.testing.assert_array_equal(record(env, "expert", seed=10, provers=0).progress, said.progress)
+    failed = record(short, "expert", seed=10, provers=0)
+    assert (failed.succeeded, len(failed), np.isnan(failed.progress).all()) == (False, 3, True)
+
+
+def test_an_expert_that_never_succeeds_is_reported_without_asking_how_far_it_got(monkeypatch):
     env = MetaWorldEnv("reach", horizon=1)
+    monkeypatch.setattr(MetaWorldEnv, "true_progress", lambda *_, **__: pytest.fail("that takes minutes"))
     with pytest.raises(TraceError, match=r"reach-v3.*ten times.*1 decisions.*horizon"):
         next(demonstrations(env, 1, seed=0))
 
