@@ -3,12 +3,12 @@
 A real robot has no simulator to ask. The truth is only measured here: it neither pays nor ends anything.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from .answers import Answer
 from .onlookers import Watched
 
 SUCCESS_THRESHOLD = 0.6
@@ -17,6 +17,21 @@ STABLE_STEPS = 3
 `benchmarks.success_threshold` found on training tasks."""
 PATIENCE = 8
 """Decisions for which whoever stands by leaves it to the onlooker to see that it is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a person said at the end of a rollout."""
+
+    done_for: int
+    """For how many decisions it has been done, 0 for a no."""
+    claimed: bool
+    """Whether the head had said that it is done; if not, the person spoke up unasked."""
+
+    @property
+    def right(self) -> bool:
+        """Whether the head was."""
+        return self.claimed and self.done_for > 0
 
 
 class StableSuccess:

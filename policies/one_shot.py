@@ -7,7 +7,6 @@ was interrupted, or killed, goes on where it was: at most the rollout that was u
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from grm.train import Trainer, adapt
 from shaping import PotentialShaping, shaping_reward
 
 from .aftermath import go_on
-from .answers import Answer, attends, keep_rollout, kept, known, read_rollouts
+from .answers import Lessons, Witness
 from .arms import Arm
 from .blind import blind_replays
 from .checkpoint import has_checkpoint, saved_rollouts
@@ -38,7 +37,7 @@ from .classifier import fit_classifier
 from .collecting import Rollout
 from .demonstration import Demonstration
 from .features import VecViewFeatures
-from .gold import JudgedSuccess, StableSuccess
+from .gold import Answer, JudgedSuccess, StableSuccess
 from .log import RolloutLog, arm_folder
 from .naive import NaiveReward, naive_reward
 from .offpolicy import DemonstrationSAC
@@ -245,80 +244,46 @@ def _adapt(
 ) -> None:
     """Write the arm's GRM to `folder`: the packaged one, adapted to the demonstration and to what else it is shown."""
     source = locate(settings.model, packaged_checkpoint())
-    shown, told = _shown_and_told(settings, arm, demonstration, [])
+    shown, told = _shown_and_told(settings, arm, demonstration)
     steps, seed = settings.adaptation_steps, settings.seed
     old, replay = GRM.from_pretrained(source), list(read_replay(source))
     new = adapt(old, shown, replay, rollouts=told, steps=steps, seed=seed, after_step=after_step)
     card = {"from": settings.model or "packaged", "steps": steps, "seed": seed, "views": list(shown.views)}
     card |= {"done": int(shown.success.sum()), "replays": [one.succeeded for one in told]}
-    _replace(folder, new, card)
+    partial = folder.with_name(f"{folder.name}.partial")
+    new.save_pretrained(partial, card)
+    partial.replace(folder)
 
 
-def _shown_and_told(
-    settings: OneShotSettings, arm: Arm, demonstration: Episode, answers: list[Path]
-) -> tuple[Episode, list[Episode]]:
+def _shown_and_told(settings: OneShotSettings, arm: Arm, demonstration: Episode) -> tuple[Episode, list[Episode]]:
     """What the arm's GRM is adapted to: the demonstration as it sees it, and the rollouts it is told the end of."""
     shown = seen_by(arm, demonstration)
-    if not (arm.replays or arm.aftermath or answers):
+    if not (arm.replays or arm.aftermath):
         return shown, []
     world = world_of(demonstration, replace(arm, inputs="state"))
-    told = blind_replays(world, shown, arm.replays, seed=settings.seed) + read_rollouts(answers, world, shown)
+    told = blind_replays(world, shown, arm.replays, seed=settings.seed)
     shown = go_on(world, shown, arm.aftermath, seed=settings.seed)
     world.close()
     return shown, told
 
 
-def _replace(folder: Path, model: GRM, card: dict[str, Any]) -> None:
-    """Write the checkpoint, whole or not at all."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    model.save_pretrained(partial, card)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.replace(folder)
-
-
-def learn_answers(
-    settings: OneShotSettings, arm: Arm, folder: Path, demonstration: Episode, onlooker: ModelOnlooker, rollouts: int
-) -> None:
-    """Have the onlooker's GRM know the answers to the first `rollouts` rollouts, as far as they are `known`.
-
-    Its heads are adapted once more, from the arm's own GRM on, with all of them: its encoder stays, and so does what
-    policies see of it.
-    """
-    own = arm_folder(folder, arm.name)
-    answers = known(kept(own / "answers", rollouts))
-    if not answers or arm.grm is None:
-        return
-    path = own / f"grm-answers{len(answers)}"
-    if not (path / "config.json").exists():
-        source = locate(settings.model, packaged_checkpoint())
-        shown, told = _shown_and_told(settings, arm, demonstration, answers)
-        old, steps, seed = GRM.from_pretrained(folder / arm.grm), settings.adaptation_steps // 2, settings.seed
-        new = adapt(old, shown, list(read_replay(source)), rollouts=told, steps=steps, seed=seed, train_encoder=False)
-        card = {"from": arm.grm, "steps": steps, "seed": seed, "views": list(shown.views)}
-        _replace(path, new, card | {"answers": [one.succeeded for one in told[arm.replays :]]})
-        for older in own.glob("grm-answers*"):
-            if older != path:
-                shutil.rmtree(older)
-    onlooker.model = GRM.from_pretrained(path, fuser=onlooker.model.fuser)
-
-
-def disbelieved(arm: Arm, folder: Path, demonstration: Episode, onlooker: ModelOnlooker, rollouts: int) -> list[int]:
-    """Of the rollouts that the head was believed about between the last two answers, those it believes no longer.
-
-    The last answer is that to rollout number `rollouts`.
-    """
-    own = arm_folder(folder, arm.name)
-    earlier = [int(path.stem) for path in kept(own / "answers", rollouts - 1)]
-    paths = [path for path in kept(own / "believed", rollouts) if int(path.stem) > max(earlier, default=0)]
-    stable, found = StableSuccess(*arm.rule), list[int]()
-    world = world_of(demonstration, replace(arm, inputs="state"))
-    for path, episode in zip(paths, read_rollouts(paths, world, seen_by(arm, demonstration)), strict=True):
-        stable.begin()
-        if not any(stable(opinion.success) for opinion in look_at(onlooker, episode)[1:]):
-            found.append(int(path.stem))
-    world.close()
-    return found
+def _witness(
+    arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: ModelOnlooker, own: Path, finished: int
+) -> Witness:
+    """Who answers the arm's head, with what was answered to the rollouts that are finished."""
+    shown, told = _shown_and_told(settings, arm, demonstration)
+    return Witness(
+        onlooker,
+        own,
+        world_of(demonstration, replace(arm, inputs="state")),
+        seen_by(arm, demonstration),
+        Lessons(onlooker.model, onlooker.task, [shown, *told]),
+        StableSuccess(*arm.rule),
+        answers=arm.answers,
+        rollouts=settings.rollouts,
+        finished=finished,
+        seed=settings.seed,
+    )
 
 
 def missing(arm: Arm, folder: Path) -> set[str]:
@@ -483,9 +448,9 @@ def run_arm(
     onlooker = onlooker_of(arm, settings, demonstration, folder)
     stopwatch = Stopwatch()
     checkpoint = own / "policy"
-    finished = saved_rollouts(checkpoint)
-    if isinstance(onlooker, ModelOnlooker):
-        learn_answers(settings, arm, folder, demonstration, onlooker, finished)
+    witness = None
+    if arm.answers and isinstance(onlooker, ModelOnlooker):
+        witness = _witness(arm, settings, demonstration, onlooker, own, saved_rollouts(checkpoint))
     env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch)
     if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
@@ -500,12 +465,6 @@ def run_arm(
     log = RolloutLog(own, learner.rollouts, tensorboard=tensorboard)
     stopwatch.lap()
 
-    def stand_by(number: int) -> None:
-        if arm.answers:
-            given = len(kept(own / "answers", number - 1))
-            there = attends(number, settings.rollouts, given=given, answers=arm.answers, seed=settings.seed)
-            actions.set_wrapper_attr("attended", there)
-
     def after(rollout: Rollout) -> bool | None:
         assert actions.finished is not None
         seed, taken = actions.finished
@@ -513,32 +472,29 @@ def run_arm(
         np.savez(own / name, seed=np.array(seed), actions=taken, number=np.array(rollout.number))
         seconds = {f"{part}_s": round(spent, 4) for part, spent in stopwatch.lap().items()}
         # Before the checkpoint: what is too much is cut when the run resumes, what is missing could not be made up for.
-        retracted = list[int]()
-        answer = actions.answer
-        if arm.answers and (answer is not None or rollout.success):
-            assert seed is not None
-            kind = "believed" if answer is None else "answers"
-            keep_rollout(own / kind, rollout.number, seed=seed, actions=taken, answer=answer)
-        if answer is not None and not answer.right and isinstance(onlooker, ModelOnlooker):
-            learn_answers(settings, arm, folder, demonstration, onlooker, rollout.number)
-            retracted = disbelieved(arm, folder, demonstration, onlooker, rollout.number)
-            learner.retract(retracted)
         seen = {"true_success": actions.true_success, "abstained": actions.abstained}
-        if arm.answers:
+        if witness is not None:
+            assert seed is not None
+            answer = actions.answer
+            retracted = witness.after(rollout.number, seed=seed, actions=taken, success=rollout.success, answer=answer)
+            learner.retract(retracted)
             seen |= {"attended": actions.get_wrapper_attr("attended"), "retracted": len(retracted)}
             seen["answer"] = None if answer is None else answer.done_for
+            actions.set_wrapper_attr("attended", witness.attends(rollout.number + 1))
         log.write({**asdict(rollout), **seen, **seconds})
         if rollout.number % settings.checkpoint_every == 0:
             with stopwatch("save"):
                 learner.save_checkpoint(checkpoint)
-        stand_by(rollout.number + 1)
         return on_rollout(rollout)
 
-    stand_by(learner.rollouts + 1)
+    if witness is not None:
+        actions.set_wrapper_attr("attended", witness.attends(learner.rollouts + 1))
     learner.learn_rollouts(settings.rollouts - learner.rollouts, after)
     learner.save_checkpoint(checkpoint)
     log.close()
     env.close()
+    if witness is not None:
+        witness.close()
     if learner.rollouts < settings.rollouts:
         return False
     _write_evaluation(own / "evaluation.json", evaluate_policy(learner, arm, settings, demonstration, onlooker))

@@ -132,11 +132,15 @@ class MultiViewNetwork(nn.Module):
 
         The progress bins are evenly spaced over [0, 1].
         """
+        shared = self.stand(text, init, goal, after)
+        return self.absolute(shared).unflatten(-1, (-1, len(self.centres))), self.done(shared).squeeze(-1)
+
+    def stand(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> Tensor:
+        """What both heads of `absolute_logits` are linear or nearly so in (…, 256)."""
         first, width = cast(nn.Linear, self.standing[0]), init.shape[-1]
         i, g, a, rest, t = first.weight.split([width] * 4 + [text.shape[-1]], 1)
         shared = F.linear(after, a - rest) + F.linear(init, i) + F.linear(goal, g + rest)
-        shared = self.standing[1:](shared + F.linear(text, t, first.bias))
-        return self.absolute(shared).unflatten(-1, (-1, len(self.centres))), self.done(shared).squeeze(-1)
+        return self.standing[1:](shared + F.linear(text, t, first.bias))
 
     def fits_logit(self, text: Tensor, init: Tensor, goal: Tensor) -> Tensor:
         """Logit (…) of instruction, initial frame and goal picture being of one and the same task."""
@@ -252,6 +256,22 @@ class GRM(ProcessReward[Frame, Carry]):
         seen = carry.previous.feature * np.float32(FEATURE_SCALE)
         seen.setflags(write=False)
         return seen
+
+    @torch.inference_mode()
+    def standing(self, task: Task, frames: Sequence[Frame]) -> Float[np.ndarray, "n h"]:
+        """What the success head's logit is linear in, of each frame of one prefix; NaN where a frame shows nothing."""
+        network, seen = self.network, self._see(frames)
+        carry = self._begin(self.start(task), seen)
+        found = np.full((len(frames), network.done.in_features), np.nan)
+        if carry.initial is None:
+            return found
+        device = network.no_goal.device
+        goal = network.no_goal if carry.goal is None else torch.tensor(carry.goal.feature, device=device)
+        shown = [t for t, frame in enumerate(seen) if frame.names]
+        after = torch.from_numpy(np.stack([seen[t].feature for t in shown])).to(device)
+        initial = torch.tensor(carry.initial.feature, device=device)
+        found[shown] = network.stand(network.text([task.instruction])[0], initial, goal, after).double().cpu().numpy()
+        return found
 
     def hops(
         self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
