@@ -23,6 +23,7 @@ from .inspect import Inspect
 from .rl import Rl
 from .serve import Serve
 from .session import Session
+from .teach import Teach
 from .terminal import complaints, console
 from .text import Text
 from .train import Train
@@ -39,6 +40,7 @@ __all__ = [
     "Rl",
     "Serve",
     "Session",
+    "Teach",
     "Text",
     "Train",
     "main",
@@ -48,6 +50,7 @@ Command = (
     Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Adapt, tyro.conf.subcommand("adapt")]
+    | Annotated[Teach, tyro.conf.subcommand("teach")]
     | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]

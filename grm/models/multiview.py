@@ -273,6 +273,12 @@ class GRM(ProcessReward[Frame, Carry]):
         found[shown] = network.stand(network.text([task.instruction])[0], initial, goal, after).double().cpu().numpy()
         return found
 
+    @torch.inference_mode()
+    def success(self, standing: Float[np.ndarray, "n h"]) -> Float[np.ndarray, " n"]:
+        """P(done) in [0, 1] of what `standing` gave."""
+        done = self.network.done
+        return done(torch.as_tensor(standing).to(done.weight)).squeeze(-1).sigmoid().double().cpu().numpy()
+
     def hops(
         self, task: Task, initial: Frame, before: Sequence[Frame], after: Sequence[Frame]
     ) -> Float[np.ndarray, " n"]:
