@@ -416,7 +416,8 @@ class DemonstrationSAC(SAC):
         self.demonstration_buffer.drop(wrong)
         if self.guide is not None:
             self._shape(self.guide)
-        self._fit_clone()
+        if self.imitation_steps:
+            self._fit_clone()
 
     def stored_steps(self) -> dict[int, int]:
         """By number, how many steps a label of each rollout must have: all up to the last that is stored."""

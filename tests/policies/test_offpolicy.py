@@ -610,6 +610,14 @@ def test_retracted_successes_pay_nothing_teach_nothing_and_count_as_failures(gui
         assert torch.equal(tensor, again.policy.state_dict()[name]), name
 
 
+def test_who_imitates_no_success_has_nothing_to_forget_in_the_cloned_policy():
+    model = learner(imitation_steps=0, cloned_rollouts=9, exploration_noise=0.0).learn_rollouts(1)
+    before = weights(model)
+    model.retract([1])
+    assert not model.evidence.outcomes[0].success
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(model).items())
+
+
 def test_a_buffer_that_has_gone_round_forgets_the_right_rows():
     model = learner()
     observation, action = np.zeros(model.observation_space.shape), np.zeros(model.action_space.shape)
