@@ -59,6 +59,7 @@ class HopHead(Head):
         return torch.cat([frames, self.attend(frames, demonstration)], -1)
 
     hop_logits = MultiViewNetwork.hop_logits  # of the same layers, which is all that they read
+    stand = MultiViewNetwork.stand
     absolute_logits = MultiViewNetwork.absolute_logits
 
     def loss(self, batch: Sequence[Drawn], rng: np.random.Generator) -> Tensor:

@@ -136,7 +136,7 @@ class MultiViewNetwork(nn.Module):
         return self.absolute(shared).unflatten(-1, (-1, len(self.centres))), self.done(shared).squeeze(-1)
 
     def stand(self, text: Tensor, init: Tensor, goal: Tensor, after: Tensor) -> Tensor:
-        """What both heads of `absolute_logits` are linear or nearly so in (…, 256)."""
+        """What both heads of `absolute_logits` read (…, 256); shapes as there."""
         first, width = cast(nn.Linear, self.standing[0]), init.shape[-1]
         i, g, a, rest, t = first.weight.split([width] * 4 + [text.shape[-1]], 1)
         shared = F.linear(after, a - rest) + F.linear(init, i) + F.linear(goal, g + rest)
