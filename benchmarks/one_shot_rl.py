@@ -212,7 +212,8 @@ def draw(table: Table, path: Path) -> None:
     from matplotlib.lines import Line2D
 
     tasks = list(dict.fromkeys(task for task, _ in table.cells))
-    figure, axes = plt.subplots(2, (len(tasks) + 1) // 2, figsize=(14, 6), sharex=True, sharey=True, squeeze=False)
+    shape = (2, (len(tasks) + 1) // 2)
+    figure, axes = plt.subplots(*shape, figsize=(14, 6), sharex=True, sharey=True, squeeze=False, layout="constrained")
     drawn: dict[str, Line2D] = {}
     for axis, task in zip(axes.ravel(), tasks, strict=False):
         begin = [seed["cloned"] for seed in table.values("final_success", ["cloned"]).get(task, [])]
@@ -232,8 +233,7 @@ def draw(table: Table, path: Path) -> None:
     axes[0, 0].set_ylim(-0.02, 1.02)
     figure.supxlabel("rollouts; at 0 the cloned policy")
     figure.supylabel(f"success of {BLOCK} rollouts, exploring")
-    figure.legend(drawn.values(), drawn.keys(), loc="lower right", ncols=len(drawn), frameon=False)
-    figure.tight_layout()
+    figure.legend(drawn.values(), drawn.keys(), loc="outside upper center", ncols=len(drawn), frameon=False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
