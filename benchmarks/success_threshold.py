@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[GRM_ONLY.name])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=20, help="of experts, and as many that fail, per task and arm")
+    parser.add_argument("--name", default="success_threshold", help="of the results, for other arms than that")
     parser.add_argument("--out", type=Path, default=Path("runs/success_threshold"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -122,7 +123,7 @@ def main() -> None:
         chosen = [row for row in rows if (row["threshold"], row["steps"]) == rule]
         summary = {"threshold": rule[0], "steps": rule[1]}
         summary |= {key: expected_interval([row[key] for row in chosen], rng) for key in ("false", "seen")}
-    print(write_result("success_threshold", summary, seeds=[options.seed], rows=rows, episodes=len(watches)))
+    print(write_result(options.name, summary, seeds=[options.seed], rows=rows, episodes=len(watches)))
 
 
 if __name__ == "__main__":

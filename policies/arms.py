@@ -84,7 +84,7 @@ GRM_ONLY_ASKED = replace(
     about="no task reward: the GRM says when it is done; a person puts it right, or says yes, twenty times",
     aftermath=40,
     answers=20,
-    rule=(0.5, 5),  # `benchmarks.success_threshold --arms grm_only_asked`
+    rule=(0.5, 5),  # `benchmarks/results/success_threshold_asked.json`
 )
 CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
 

@@ -18,6 +18,7 @@ from .output import check_output, command_line, commit
 from .terminal import console, progress_bar
 
 SURE = 0.5
+"""P(done) from which on a rollout's last frame counts as taken for done."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Teach:
 
     def run(self) -> None:
         """Fit, print what it agrees with, write the checkpoint."""
-        from ..success import teach_success
+        from ..success import FOLDS, teach_success
 
         check_output(self.out)
         source = locate(self.model, packaged_checkpoint())
@@ -56,10 +57,11 @@ class Teach:
                 standing.append(model.standing(task, episode.frames))
                 done.append(episode.success)
             taught = teach_success(model, standing, done)
-            left_out = []
-            for number in progress.track(range(1, len(standing)), description="leaving one out"):
-                others = [k for k in range(len(standing)) if k != number]
-                left_out.append(_taught_by(model, standing, done, others))
+            others = dict[int, GRM]()
+            for fold in progress.track(range(min(FOLDS, len(rollouts))), description="leaving out"):
+                known = [k for k in range(len(standing)) if k == 0 or (k - 1) % FOLDS != fold]
+                others[fold] = teach_success(model, [standing[k] for k in known], [done[k] for k in known])
+        left_out = [others[number % FOLDS] for number in range(len(rollouts))]
         heads = [[model] * len(rollouts), [taught] * len(rollouts), left_out]
         said = np.array([[_believes(one, x) for one, x in zip(h, standing[1:], strict=True)] for h in heads])
         outcomes = np.array([rollout.succeeded for rollout in rollouts])
@@ -80,6 +82,9 @@ class Teach:
             del rollouts[self.episode]
         if not rollouts:
             raise TraceError(f"{self.data} holds no rollout beside the demonstration; expected some with an outcome")
+        foreign = [rollout.task for rollout in rollouts if rollout.task != shown.task]
+        if foreign:
+            raise TraceError(f"a rollout of {foreign[0]!r} in {self.data}; expected the demonstration's {shown.task!r}")
         absent = [name for rollout in rollouts for name in shown.views if name not in rollout.views]
         if absent:
             raise TraceError(
@@ -110,14 +115,6 @@ class Teach:
         ]
 
 
-def _taught_by(
-    model: GRM, standing: list[Float[np.ndarray, "t h"]], done: list[Bool[np.ndarray, " t"]], chosen: list[int]
-) -> GRM:
-    from ..success import teach_success
-
-    return teach_success(model, [standing[k] for k in chosen], [done[k] for k in chosen])
-
-
 def _believes(model: GRM, standing: Float[np.ndarray, "t h"]) -> bool:
     """Whether the head takes the last frame that shows something for done."""
     seen = standing[np.isfinite(standing).all(1)]
@@ -126,7 +123,7 @@ def _believes(model: GRM, standing: Float[np.ndarray, "t h"]) -> bool:
 
 def _agreement(right: Bool[np.ndarray, "3 n"], outcomes: Bool[np.ndarray, " n"]) -> Table:
     """Of the successes, and of the failures, how many the head before, after, and one that was not told agree with."""
-    table = Table("rollouts that", "", "before", "after", "told of the others alone", title="the head agrees with")
+    table = Table("rollouts that", "", "before", "after", "not told of it", title="the head agrees with")
     for name, mine in (("succeeded", outcomes), ("failed", ~outcomes)):
         counts = [f"{int(row[mine].sum())}" for row in right]
         table.add_row(name, str(int(mine.sum())), *counts)

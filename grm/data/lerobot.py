@@ -306,10 +306,9 @@ def _read(root: Path, meta, index: int, names: Sequence[str], line: dict) -> Epi
                 f"expected a whole file: it may be truncated; record or copy the episode again"
             ) from error
         views[name] = np.ascontiguousarray(frames.numpy().transpose(0, 2, 3, 1))
-    success = np.zeros(len(table), bool)
-    if "next.success" in table:
-        after = np.stack(table["next.success"].to_numpy()).reshape(-1).astype(bool)
-        success[1:], success[-1] = after[:-1], after[-1]
+    after = _column(table, "next.success", 0.0) > 0
+    success = np.append(False, after[:-1])
+    success[-1] = after[-1]  # what a verdict after the last frame says goes before what was seen in it
     return Episode(
         task=line.get("task", _instruction(entry)),
         instruction=_instruction(entry),

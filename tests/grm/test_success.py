@@ -53,7 +53,7 @@ def test_verdicts_are_learned_and_hold_for_what_was_not_told(model):
     assert taught.fuser is model.fuser
     unseen = np.full((3, 256), np.nan)
     again = teach_success(model, [*standing[:8], unseen], [*done[:8], np.ones(3, bool)])
-    torch.testing.assert_close(again.network.done.weight, taught.network.done.weight), "what shows nothing says nothing"
+    torch.testing.assert_close(again.network.done.weight, taught.network.done.weight)  # what shows nothing says nothing
 
 
 def test_a_refuted_claim_weighs_more_than_its_few_frames(model):
