@@ -1,8 +1,9 @@
-"""The heads of a `MultiViewNetwork` in the form that answers fastest, for judging one frame after another.
+"""All of a `MultiViewNetwork` but its encoder in the form that answers fastest, for judging one frame after another.
 
 The first layers of the hop heads, and of those that look at a single frame, are linear in what a frame is to a
 question: its initial frame, its goal, its before, its after. Folded by these roles, a frame is multiplied once, when it
-is seen, and every question about it is a sum. The ensemble's members are one matrix per layer.
+is seen, and every question about it is a sum. The ensemble's members are one matrix per layer. What the cameras' names
+say is the same frame after frame.
 """
 
 from typing import cast
@@ -12,9 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .backbone import HashedText
+
+MOST_CAMERAS = 64
+"""Sets of cameras whose names' shares are remembered at a time: who serves strangers must not remember them all."""
+
 
 class FoldedHeads:
-    """A copy of the heads' weights; `fresh` says whether they still are the network's.
+    """A copy of the weights; `fresh` says whether they still are the network's.
 
     Shapes: N frames, P a frame's feature, E the text's, B questions, M members; H and S the widths of the first layers
     of the hop heads and of those of a single frame.
@@ -28,8 +34,10 @@ class FoldedHeads:
         absolute: nn.Sequential,
         done: nn.Linear,
         centres: Tensor,
+        names: HashedText,
+        name_shift: nn.Linear,
     ) -> None:
-        parts = (hop, members, standing, absolute, done)
+        parts = (hop, members, standing, absolute, done, names, name_shift)
         self._weights = [weight for part in parts for weight in part.parameters()]
         self._state = self._versions()
         with torch.no_grad():
@@ -52,6 +60,8 @@ class FoldedHeads:
             self._two = torch.stack([w.T for w, _ in twos]), torch.stack([bias[None] for _, bias in twos])
             self._along, self._done = (_copy(absolute[0]), _copy(absolute[2])), _copy(done)
             self._centres = centres
+        self._names, self._name_shift = names, name_shift
+        self._shifts = dict[tuple[str, ...], Tensor]()
 
     def _versions(self) -> list[tuple[int, int]]:
         return [(weight._version, weight.data_ptr()) for weight in self._weights]
@@ -60,6 +70,14 @@ class FoldedHeads:
     def fresh(self) -> bool:
         """Whether the weights are still those that were folded."""
         return self._versions() == self._state
+
+    def shift(self, names: tuple[str, ...]) -> Float[Tensor, "v d"]:
+        """What the names of V cameras add to the features of what they show, remembered."""
+        if names not in self._shifts:
+            if len(self._shifts) == MOST_CAMERAS:
+                self._shifts.clear()
+            self._shifts[names] = self._name_shift(self._names(list(names)))
+        return self._shifts[names]
 
     def moment(self, features: Float[Tensor, "n p"]) -> Float[Tensor, "n both+hidden"]:
         """What frames are to questions: H + S numbers as their after, then H as their before."""

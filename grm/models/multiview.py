@@ -97,13 +97,21 @@ class MultiViewNetwork(nn.Module):
 
     def encode(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Images (B, V, 3, h, w) in [0, 1] of the V named cameras to tokens (B, V, D)."""
+        return self.tokens(images, self.shift(names))
+
+    def shift(self, names: Sequence[str]) -> Tensor:
+        """What the names of V cameras add to the features of what they show (V, D)."""
+        return self.name_shift(self.names(list(names)))
+
+    def tokens(self, images: Tensor, shift: Tensor) -> Tensor:
+        """`encode`, given the names' `shift` (V, D)."""
         size = self.architecture.image_size
         batch, views = images.shape[:2]
         flat = images.flatten(0, 1)
         if flat.shape[-2:] != (size, size):
             flat = F.interpolate(flat, size=(size, size), mode="bilinear", antialias=True)
         features = self.encoder(flat).unflatten(0, (batch, views))
-        return self.token(features + self.name_shift(self.names(list(names))))
+        return self.token(features + shift)
 
     def pool(self, tokens: Tensor, present: Tensor) -> Tensor:
         """Tokens (…, V, D) to (…, P): gated means over the views that are `present` (…, V); 0 where none is."""
@@ -384,9 +392,10 @@ class GRM(ProcessReward[Frame, Carry]):
         for (names, *_), indices in groups.items():
             if not names:
                 continue
+            shift = heads.shift(names)
             for begin in range(0, len(indices), _CHUNK):
                 chunk = indices[begin : begin + _CHUNK]
-                tokens = self.network.encode(self._images([frames[i] for i in chunk], names, device), names)
+                tokens = self.network.tokens(self._images([frames[i] for i in chunk], names, device), shift)
                 usable = self.network.usable_logit(tokens) > 0
                 pooled = self.network.pool(tokens, usable)
                 features, moments = pooled.cpu().numpy(), heads.moment(pooled).cpu().numpy()
@@ -450,8 +459,9 @@ class GRM(ProcessReward[Frame, Carry]):
         """Folded anew when the network was trained, loaded or moved meanwhile."""
         network = self.network
         if self._folded is None or not self._folded.fresh:
+            n = network
             self._folded = FoldedHeads(
-                network.hop, network.members, network.standing, network.absolute, network.done, network.centres
+                n.hop, n.members, n.standing, n.absolute, n.done, n.centres, names=n.names, name_shift=n.name_shift
             )
         return self._folded
 

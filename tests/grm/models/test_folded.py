@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from grm.models.folded import FoldedHeads
+from grm.models.folded import MOST_CAMERAS, FoldedHeads
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork
 from grm.reward import Frame, Task
 
@@ -25,7 +25,10 @@ def network() -> MultiViewNetwork:
 
 
 def folded(network: MultiViewNetwork) -> FoldedHeads:
-    return FoldedHeads(network.hop, network.members, network.standing, network.absolute, network.done, network.centres)
+    n = network
+    return FoldedHeads(
+        n.hop, n.members, n.standing, n.absolute, n.done, n.centres, names=n.names, name_shift=n.name_shift
+    )
 
 
 @torch.no_grad()
@@ -50,6 +53,17 @@ def test_the_folded_heads_answer_as_the_networks_own(network):
     absolute, success = heads.standing(asked[:, heads.hidden :])
     torch.testing.assert_close(absolute, along, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(success, done, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_names_add_is_remembered_for_some_and_forgotten_with_the_weights(network):
+    heads = folded(network)
+    for views in (("top", "side"), ("side",), *((f"camera {k}",) for k in range(MOST_CAMERAS + 3)), ("top", "side")):
+        torch.testing.assert_close(heads.shift(views), network.shift(views))
+        assert heads.shift(views) is heads.shift(views)
+    assert len(heads._shifts) <= MOST_CAMERAS
+    network.names.embedding.weight += 1.0
+    assert not heads.fresh
 
 
 @torch.no_grad()

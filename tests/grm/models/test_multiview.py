@@ -141,7 +141,7 @@ class Brightness(MultiViewNetwork):
     fit = 10.0
     """Logit of instruction and pictures belonging together."""
 
-    def encode(self, images, names):
+    def tokens(self, images, shift):
         return images.mean((2, 3, 4))[..., None].expand(*images.shape[:2], TINY.features)
 
     def pool(self, tokens, present):
@@ -167,6 +167,9 @@ class BrightHeads:
 
     def __init__(self, network: Brightness) -> None:
         self.network = network
+
+    def shift(self, names):
+        return torch.zeros(len(names), TINY.features)
 
     def moment(self, features):
         level = features[:, :1]
