@@ -261,7 +261,7 @@ def report(cells: Sequence[Cell], rollouts: int, name: str, picture: Path, *, me
         commits_of_runs=sorted({str(row["commit"]) for row in rows}),
         rollouts=rollouts,
         inputs="simulator state, relative coordinates; arms named *_features see proprioception and view features",
-        r_gold="the simulator's success; grm_only*: the GRM's success head; grm_only_asked: where a person (here the "
+        r_gold="the simulator's success; grm_only*: the GRM's success head; grm_only_asked*: where a person (here the "
         "simulator) stands by, the answer, elsewhere the head; classifier: a classifier",
         settings=began["settings"],
     )

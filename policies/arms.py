@@ -86,9 +86,27 @@ GRM_ONLY_ASKED = replace(
     answers=20,
     rule=(0.5, 5),  # `benchmarks/results/success_threshold_asked.json`
 )
+GRM_ONLY_ASKED_40 = replace(
+    GRM_ONLY_ASKED,
+    name="grm_only_asked_40",
+    about="no task reward: the GRM says when it is done; a person puts it right, or says yes, forty times",
+    answers=40,
+)
 CLASSIFIER = Arm(name="classifier", about="no task reward: a classifier says when it is done", gold="classifier")
 
-MAIN = (CLONED, SPARSE, GRM_SHAPED, DENSE, GRM_ONLY, GRM_ONLY_REPLAYS, GRM_ONLY_ASKED, CLASSIFIER, SELF_GUIDED, PROVER)
+MAIN = (
+    CLONED,
+    SPARSE,
+    GRM_SHAPED,
+    DENSE,
+    GRM_ONLY,
+    GRM_ONLY_REPLAYS,
+    GRM_ONLY_ASKED,
+    CLASSIFIER,
+    SELF_GUIDED,
+    PROVER,
+    GRM_ONLY_ASKED_40,
+)
 """The questions of the benchmark, the most important first."""
 FEATURES = tuple(
     replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")
