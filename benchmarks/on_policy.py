@@ -5,9 +5,13 @@
 Stable-Baselines3's PPO as it comes, from scratch, on tasks the GRM was trained on: this asks whether
 `VecPotentialShaping` serves a learner on several environments at once, judged in one call a step, and whether it speeds
 one up that knows nothing of guides or demonstrations. The GRM is adapted to one demonstration, whose last frame is the
-goal; the potential enters at weight 1, as answered. Success is of the deterministic policy on fresh instances.
+goal; the potential enters at weight 1, as answered. `dense` has Meta-World's hand-written dense reward as potential
+instead, which asks the same of the shaping alone. Success is of the deterministic policy on fresh instances. `--merge`
+keeps the rows of the results file that are not run again.
 """
 
+import csv
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,18 +24,20 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecExtractDictObs
 
 from envs.metaworld import PRETRAINING, VIEWS, task_name
-from grm.errors import TaskError
+from grm.errors import TaskError, TraceError
 from grm.metrics import expected_interval
 from policies.one_shot import OneShotSettings, horizon_of, make_env, record_demonstration
+from policies.onlookers import DenseOnlooker, Watched
 from policies.rollout import evaluate, instance_seeds
-from shaping import ModelPotential
+from policies.stopwatch import Stopwatch
+from shaping import ModelPotential, PotentialShaping
 from shaping.sb3 import VecPotentialShaping
 
 from .phi_entry import adapted
-from .results import write_result
+from .results import RESULTS, write_result
 
 GAMMA = 0.98
-ARMS = ("sparse", "grm")
+ARMS = ("sparse", "grm", "dense")
 EVALUATED = 50
 
 
@@ -41,6 +47,8 @@ class OnPolicy:
 
     tasks: tuple[str, ...] = ("reach", "button-press")
     seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[str, ...] = ARMS
+    merge: bool = False
     decisions: int = 60_000
     environments: int = 8
     out: Path = Path("runs/on_policy")
@@ -51,12 +59,26 @@ def world(task: str, horizon: int, views: tuple[str, ...] = (), count: int = 1) 
     return DummyVecEnv([lambda: make_env(task, horizon, views=views) for _ in range(count)])
 
 
+def densely_shaped(task: str, horizon: int, count: int) -> DummyVecEnv:
+    """The same, each shaped by the hand-written dense reward."""
+
+    def one() -> PotentialShaping:
+        watched = Watched(make_env(task, horizon), DenseOnlooker(), Stopwatch())
+        return PotentialShaping(watched, watched.potential(), gamma=GAMMA)
+
+    return DummyVecEnv([one] * count)
+
+
 def run(task: str, seed: int, arm: str, options: OnPolicy) -> dict[str, object]:
     """Train and evaluate one arm: its row."""
     folder = options.out / task / str(seed)
     demonstration = record_demonstration(OneShotSettings(task=task, seed=seed), folder / "demonstration")
     horizon = horizon_of(demonstration)
-    venv: VecEnv = world(task, horizon, VIEWS if arm == "grm" else (), options.environments)
+    venv: VecEnv
+    if arm == "dense":
+        venv = densely_shaped(task, horizon, options.environments)
+    else:
+        venv = world(task, horizon, VIEWS if arm == "grm" else (), options.environments)
     if arm == "grm":
         potential = ModelPotential(adapted(demonstration, folder, seed), demonstration.as_goal())
         venv = VecPotentialShaping(venv, potential, gamma=GAMMA)
@@ -79,18 +101,35 @@ def main(options: OnPolicy) -> None:
     for task in map(task_name, options.tasks):
         if task not in PRETRAINING:
             raise TaskError(f"{task} is held out; expected a training task")
-    asked = [(task_name(task), seed, arm) for task in options.tasks for seed in options.seeds for arm in ARMS]
-    rows: list[dict[str, object]] = []
-    summary: dict[str, object] = {}
+    unknown = set(options.arms) - set(ARMS)
+    if unknown:
+        raise TaskError(f"unknown arm {min(unknown)!r}; expected some of {', '.join(ARMS)}")
+    asked = [(task_name(task), seed, arm) for task in options.tasks for seed in options.seeds for arm in options.arms]
+    settings = {name: value for name, value in asdict(options).items() if name in ("decisions", "environments")}
+    earlier = earlier_rows(settings) if options.merge else []
+    rows = [row for row in earlier if (row["task"], row["seed"], row["arm"]) not in asked]
     for task, seed, arm in track(asked, "training"):
         rows.append(run(task, seed, arm, options))
         print(rows[-1])
-    for task in dict.fromkeys(task for task, _, _ in asked):
-        for arm in ARMS:
-            rates = [float(str(row["success"])) for row in rows if (row["task"], row["arm"]) == (task, arm)]
-            summary[f"{task}.{arm}"] = expected_interval(rates, np.random.default_rng(0))
-    settings = {name: value for name, value in asdict(options).items() if name in ("decisions", "environments")}
-    print(write_result("on_policy", summary, seeds=options.seeds, rows=rows, **settings))
+    rates: dict[str, list[float]] = {}
+    for row in rows:
+        rates.setdefault(f"{row['task']}.{row['arm']}", []).append(float(str(row["success"])))
+    summary = {key: expected_interval(found, np.random.default_rng(0)) for key, found in rates.items()}
+    seeds = sorted({int(str(row["seed"])) for row in rows})
+    print(write_result("on_policy", summary, seeds=seeds, rows=rows, **settings))
+
+
+def earlier_rows(settings: dict[str, object]) -> list[dict[str, object]]:
+    """Of the results file, as `run` gives them; raises `TraceError` if they were measured with other settings."""
+    earlier = json.loads((RESULTS / "on_policy.json").read_text())
+    found = {name: earlier[name] for name in settings}
+    if found != settings:
+        raise TraceError(f"the results file is about {found}; expected {settings}: merge what was run alike")
+    with (RESULTS / "on_policy.csv").open(newline="") as file:
+        return [
+            {**row, "seed": int(row["seed"]), "success": float(row["success"]), "seconds": int(row["seconds"])}
+            for row in csv.DictReader(file)
+        ]
 
 
 if __name__ == "__main__":
