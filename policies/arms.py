@@ -31,6 +31,8 @@ class Arm:
     """Φ: nobody's, the GRM's, Meta-World's hand-written dense reward, the scripted prover's progress."""
     combination: Literal["shaping", "difference", "added"] = "shaping"
     """How Φ enters, times the weight: γ Φ' - Φ with Φ' = 0 at the end; Φ' - Φ with neither; Φ' itself."""
+    guides: bool = True
+    """Whether Φ that shapes becomes a guide of the learner's own, where learners are guided; else it is paid alone."""
     guided: bool = False
     """Without a potential: guided by the demonstration and by successes alone, where the others are guided at all."""
     adapted: bool = True
@@ -49,6 +51,11 @@ class Arm:
     """What the policy sees: the simulator's state, or what a robot has, its own state and the GRM's view features."""
     views: tuple[str, ...] = ()
     """The cameras the GRM sees, at adaptation and after; all of the demonstration's if empty."""
+
+    @property
+    def shapes(self) -> bool:
+        """Whether Φ enters so that the best policy stays what it was."""
+        return self.potential != "none" and self.combination == "shaping"
 
     @property
     def judged(self) -> bool:
@@ -119,6 +126,9 @@ ABLATIONS = (
     Arm(name="grm_forward", about="the GRM's hop from the start", potential="grm", perspective="forward"),
     Arm(name="grm_backward", about="the GRM's hop from the goal", potential="grm", perspective="backward"),
     Arm(name="grm_single_view", about="the GRM with one camera", potential="grm", views=VIEWS[:1]),
+    Arm(
+        name="grm_paid", about="the GRM's potential paid, times the weight, and no guide", potential="grm", guides=False
+    ),
     Arm(name="grm_difference", about="the naive difference of Φ added", potential="grm", combination="difference"),
     Arm(name="grm_added", about="Φ itself added to the reward", potential="grm", combination="added"),
 )

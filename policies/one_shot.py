@@ -350,7 +350,7 @@ def transitions(
         if arm.combination != "shaping":
             paid = settings.shaping_weight * naive_reward(arm.combination, phi[:-1], phi[1:])
         else:
-            paid = shaping_weight(settings) * shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
+            paid = shaping_weight(arm, settings) * shaping_reward(phi[:-1], phi[1:], terminated, settings.gamma)
         rewards += np.nan_to_num(paid, nan=0.0)  # an abstention pays nothing
     return Demonstration(
         observations=states[:-1],
@@ -361,16 +361,16 @@ def transitions(
     )
 
 
-def shaping_weight(settings: OneShotSettings) -> float:
+def shaping_weight(arm: Arm, settings: OneShotSettings) -> float:
     """Factor of the potential as the environment adds it: a guided learner adds its own, and is only told Φ."""
-    return 0.0 if settings.guidance else settings.shaping_weight
+    return 0.0 if settings.guidance and arm.guides else settings.shaping_weight
 
 
 def make_learner(
     arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, env: VecEnv
 ) -> DemonstrationSAC:
     """The arm's learner before its first rollout: the same one in every arm, guided where the arm has a potential."""
-    guided = arm.guided or (arm.potential != "none" and arm.combination == "shaping")
+    guided = arm.guided or (arm.shapes and arm.guides)
     return DemonstrationSAC(
         env,
         transitions(arm, settings, demonstration, onlooker),
@@ -395,8 +395,8 @@ def make_learner_env(
         env = watched = Watched(world, onlooker, stopwatch)
         if arm.gold != "environment":
             env = JudgedSuccess(watched, StableSuccess(*arm.rule))
-        if arm.potential != "none" and arm.combination == "shaping":
-            weight = shaping_weight(settings)
+        if arm.shapes:
+            weight = shaping_weight(arm, settings)
             env = PotentialShaping(env, watched.potential(), gamma=settings.gamma, weight=weight)
         elif arm.potential != "none":
             env = NaiveReward(env, watched, arm.combination, settings.shaping_weight)

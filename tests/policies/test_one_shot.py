@@ -164,6 +164,21 @@ def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
         venv.close()
 
 
+def test_an_arm_that_guides_nobody_is_paid_among_guided_ones(demonstration):
+    settings = dataclasses.replace(SETTINGS, guidance=1.0, gamma=0.98)
+    arm = arm_named("grm_paid")
+    opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
+    venv, _ = make_learner_env(arm, settings, demonstration, Script(*opinions), Stopwatch())
+    learner = make_learner(arm, settings, demonstration, Script(*opinions), venv)
+    assert learner.guide is None
+    assert learner.demonstration.rewards[3] == pytest.approx(0.1 * (0.98 * opinions[4].phi - opinions[3].phi), abs=1e-6)
+    venv.seed(3)
+    venv.reset()
+    _, [reward], _, _ = venv.step(np.zeros((1, 4), np.float32))
+    assert reward == pytest.approx(0.1 * 0.98 * opinions[1].phi, abs=1e-6)
+    venv.close()
+
+
 def test_an_abstention_shapes_nothing_of_the_demonstration(demonstration):
     phi = np.linspace(0.1, 0.9, len(demonstration))
     opinions = [Opinion(phi=float(value)) for value in phi]
