@@ -40,5 +40,16 @@ def test_who_needs_pictures_and_which_network(arm, judged, grm):
 
 def test_ablations_differ_from_the_grm_arm_in_one_thing():
     for arm in ABLATIONS:
-        fields = ("learns", "gold", "potential", "combination", "guided", "adapted", "perspective", "inputs", "views")
+        fields = (
+            "learns",
+            "gold",
+            "potential",
+            "combination",
+            "guides",
+            "guided",
+            "adapted",
+            "perspective",
+            "inputs",
+            "views",
+        )
         assert sum(getattr(arm, name) != getattr(GRM_SHAPED, name) for name in fields) == 1, arm.name
