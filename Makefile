@@ -45,6 +45,9 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.text.with_robot
 	$(RUN) python -m benchmarks.semantic_trap
 	$(RUN) python -m benchmarks.phi_entry --tasks push pick-place-wall --seeds 0 1
+	$(RUN) python -m benchmarks.on_policy --tasks reach
+	$(RUN) python -m benchmarks.success_threshold
+	$(RUN) python -m benchmarks.success_threshold --arms grm_only_asked --name success_threshold_asked
 	$(RUN) python -m benchmarks.faults --kills 60
 	$(RUN) python -m benchmarks.session
 	$(RUN) python -m benchmarks.demo

@@ -6,11 +6,10 @@ Stable-Baselines3's PPO as it comes, from scratch, on tasks the GRM was trained 
 `VecPotentialShaping` serves a learner on several environments at once, judged in one call a step, and whether it speeds
 one up that knows nothing of guides or demonstrations. The GRM is adapted to one demonstration, whose last frame is the
 goal; the potential enters at weight 1, as answered. `dense` has Meta-World's hand-written dense reward as potential
-instead, which asks the same of the shaping alone. Success is of the deterministic policy on fresh instances. `--merge`
-keeps the rows of the results file that are not run again.
+instead, through `PotentialShaping` around each environment, for the simulator alone can say it. Success is of the
+deterministic policy on fresh instances. `--merge` keeps the rows of the results file that are not run again.
 """
 
-import csv
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ from shaping import ModelPotential, PotentialShaping
 from shaping.sb3 import VecPotentialShaping
 
 from .phi_entry import adapted
-from .results import RESULTS, write_result
+from .results import RESULTS, earlier_rows, write_result
 
 GAMMA = 0.98
 ARMS = ("sparse", "grm", "dense")
@@ -106,7 +105,9 @@ def main(options: OnPolicy) -> None:
         raise TaskError(f"unknown arm {min(unknown)!r}; expected some of {', '.join(ARMS)}")
     asked = [(task_name(task), seed, arm) for task in options.tasks for seed in options.seeds for arm in options.arms]
     settings = {name: value for name, value in asdict(options).items() if name in ("decisions", "environments")}
-    earlier = earlier_rows(settings) if options.merge else []
+    if options.merge:
+        require_alike(settings)
+    earlier = earlier_rows(RESULTS / "on_policy.csv") if options.merge else []
     rows = [row for row in earlier if (row["task"], row["seed"], row["arm"]) not in asked]
     for task, seed, arm in track(asked, "training"):
         rows.append(run(task, seed, arm, options))
@@ -119,17 +120,13 @@ def main(options: OnPolicy) -> None:
     print(write_result("on_policy", summary, seeds=seeds, rows=rows, **settings))
 
 
-def earlier_rows(settings: dict[str, object]) -> list[dict[str, object]]:
-    """Of the results file, as `run` gives them; raises `TraceError` if they were measured with other settings."""
-    earlier = json.loads((RESULTS / "on_policy.json").read_text())
+def require_alike(settings: dict[str, object]) -> None:
+    """Raise `TraceError` if the results file is about other settings than these."""
+    path = RESULTS / "on_policy.json"
+    earlier = json.loads(path.read_text()) if path.exists() else settings
     found = {name: earlier[name] for name in settings}
     if found != settings:
         raise TraceError(f"the results file is about {found}; expected {settings}: merge what was run alike")
-    with (RESULTS / "on_policy.csv").open(newline="") as file:
-        return [
-            {**row, "seed": int(row["seed"]), "success": float(row["success"]), "seconds": int(row["seconds"])}
-            for row in csv.DictReader(file)
-        ]
 
 
 if __name__ == "__main__":

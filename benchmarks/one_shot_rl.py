@@ -14,7 +14,6 @@ Minutes are those of the rollouts and their updates: adapting the GRM and the ev
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from policies.grid import Cell
 from policies.log import SECONDS, arm_folder, read_rollouts
 from policies.one_shot import OneShotSettings, read_evaluation
 
-from .results import RESULTS, write_result
+from .results import RESULTS, earlier_rows, write_result
 
 LEVEL, WINDOW, BLOCK, START = 0.8, 20, 25, 0.3
 PICTURE = Path(__file__).parent.parent / "docs" / "one_shot_rl.png"
@@ -192,14 +191,9 @@ def false_success_rate(rows: Sequence[Row], arm: str) -> Interval | None:
     return bootstrap(found, lambda mean: mean[arm])
 
 
-def earlier_rows(path: Path) -> list[Row]:
+def rows_of_file(path: Path) -> list[Row]:
     """Of a results file written before, its rows as `row_of` gives them."""
-
-    def value(column: str, text: str) -> object:
-        return text if column in ("task", "arm", "commit") else int(text) if text.isdigit() else float(text)
-
-    with path.open(newline="") as file:
-        rows: list[Row] = [{k: value(k, v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    rows = earlier_rows(path)
     for row in rows:
         if row["rollouts"]:
             row.setdefault("rollouts_to_80", None)
@@ -245,9 +239,9 @@ def report(cells: Sequence[Cell], rollouts: int, name: str, picture: Path, *, me
         print("no cell is finished yet: nothing to report")
         return
     rows = [row_of(cell) for cell in finished]
-    if merge and (RESULTS / f"{name}.csv").exists():
+    if merge:
         here = {(row["task"], row["seed"], row["arm"]) for row in rows}
-        earlier = earlier_rows(RESULTS / f"{name}.csv")
+        earlier = rows_of_file(RESULTS / f"{name}.csv")
         rows = [row for row in earlier if (row["task"], row["seed"], row["arm"]) not in here] + rows
     began = json.loads((finished[0].folder / "config.json").read_text())
     summary = summarize(rows, rollouts)

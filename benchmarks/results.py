@@ -49,6 +49,18 @@ def write_result(
     return path
 
 
+def earlier_rows(path: Path) -> list[dict[str, object]]:
+    """Of a results CSV written before, its rows without what was empty; none if there is no such file."""
+
+    def value(column: str, text: str) -> object:
+        return text if column in ("task", "arm", "commit") else int(text) if text.isdigit() else float(text)
+
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: value(k, v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
 @cache
 def _commit(folder: Path) -> str:
     """As of the first result of this process: what it writes itself does not make a changed checkout."""

@@ -57,10 +57,10 @@ class Teach:
                 standing.append(model.standing(task, episode.frames))
                 done.append(episode.success)
             taught = teach_success(model, standing, done)
-            others = dict[int, GRM]()
+            others = list[GRM]()
             for fold in progress.track(range(min(FOLDS, len(rollouts))), description="leaving out"):
                 known = [k for k in range(len(standing)) if k == 0 or (k - 1) % FOLDS != fold]
-                others[fold] = teach_success(model, [standing[k] for k in known], [done[k] for k in known])
+                others.append(teach_success(model, [standing[k] for k in known], [done[k] for k in known]))
         left_out = [others[number % FOLDS] for number in range(len(rollouts))]
         heads = [[model] * len(rollouts), [taught] * len(rollouts), left_out]
         said = np.array([[_believes(one, x) for one, x in zip(h, standing[1:], strict=True)] for h in heads])

@@ -1,4 +1,4 @@
-"""All of a `MultiViewNetwork` but its encoder in the form that answers fastest, for judging one frame after another.
+"""The heads of a `MultiViewNetwork` in the form that answers fastest, for judging one frame after another.
 
 The first layers of the hop heads, and of those that look at a single frame, are linear in what a frame is to a
 question: its initial frame, its goal, its before, its after. Folded by these roles, a frame is multiplied once, when it
@@ -73,11 +73,12 @@ class FoldedHeads:
 
     def shift(self, names: tuple[str, ...]) -> Float[Tensor, "v d"]:
         """What the names of V cameras add to the features of what they show, remembered."""
-        if names not in self._shifts:
-            if len(self._shifts) == MOST_CAMERAS:
+        shift = self._shifts.get(names)
+        if shift is None:
+            if len(self._shifts) >= MOST_CAMERAS:
                 self._shifts.clear()
-            self._shifts[names] = self._name_shift(self._names(list(names)))
-        return self._shifts[names]
+            shift = self._shifts[names] = self._name_shift(self._names(list(names)))
+        return shift
 
     def moment(self, features: Float[Tensor, "n p"]) -> Float[Tensor, "n both+hidden"]:
         """What frames are to questions: H + S numbers as their after, then H as their before."""
