@@ -23,16 +23,17 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecExtractDictObs
 
 from envs.metaworld import PRETRAINING, VIEWS, task_name
-from grm.errors import TaskError, TraceError
+from grm.errors import GrmError, TaskError, TraceError
 from grm.metrics import expected_interval
-from policies.one_shot import OneShotSettings, horizon_of, make_env, record_demonstration
+from grm.models.multiview import GRM
+from policies.arms import GRM_SHAPED, SPARSE
+from policies.one_shot import OneShotSettings, horizon_of, make_env, prepare
 from policies.onlookers import DenseOnlooker, Watched
 from policies.rollout import evaluate, instance_seeds
 from policies.stopwatch import Stopwatch
 from shaping import ModelPotential, PotentialShaping
 from shaping.sb3 import VecPotentialShaping
 
-from .phi_entry import adapted
 from .results import RESULTS, earlier_rows, write_result
 
 GAMMA = 0.98
@@ -71,7 +72,7 @@ def densely_shaped(task: str, horizon: int, count: int) -> DummyVecEnv:
 def run(task: str, seed: int, arm: str, options: OnPolicy) -> dict[str, object]:
     """Train and evaluate one arm: its row."""
     folder = options.out / task / str(seed)
-    demonstration = record_demonstration(OneShotSettings(task=task, seed=seed), folder / "demonstration")
+    demonstration = prepare(OneShotSettings(task=task, seed=seed), GRM_SHAPED if arm == "grm" else SPARSE, folder)
     horizon = horizon_of(demonstration)
     venv: VecEnv
     if arm == "dense":
@@ -79,7 +80,7 @@ def run(task: str, seed: int, arm: str, options: OnPolicy) -> dict[str, object]:
     else:
         venv = world(task, horizon, VIEWS if arm == "grm" else (), options.environments)
     if arm == "grm":
-        potential = ModelPotential(adapted(demonstration, folder, seed), demonstration.as_goal())
+        potential = ModelPotential(GRM.from_pretrained(folder / "grm"), demonstration.as_goal())
         venv = VecPotentialShaping(venv, potential, gamma=GAMMA)
     venv = VecExtractDictObs(venv, "state")
     venv.seed(instance_seeds(seed, 1, "training")[0])
@@ -130,4 +131,7 @@ def require_alike(settings: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(OnPolicy))
+    try:
+        main(tyro.cli(OnPolicy))
+    except GrmError as error:
+        raise SystemExit(f"error: {error}") from error

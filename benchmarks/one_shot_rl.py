@@ -270,7 +270,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    known = [arm for arm in ARMS if not arm.guided or OneShotSettings().guidance]  # else it is the sparse arm again
+    known = [
+        arm for arm in ARMS if arm.guide != "successes" or OneShotSettings().guidance
+    ]  # else it is the sparse arm again
     parser.add_argument("--arms", nargs="+", default=[arm.name for arm in known])
     parser.add_argument("--rollouts", type=int, default=150)
     parser.add_argument("--evaluation-episodes", type=int, default=50)

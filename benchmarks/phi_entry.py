@@ -1,179 +1,141 @@
 """How should Φ enter the learner? One learner, one demonstration, several potentials and ways in; training tasks only.
 
-Potentials: the provers' time-to-go distilled into a function of the state (`benchmarks/distilled.py`), fitted on
-rollouts of the sparse arm's first seed; and the packaged GRM adapted to the demonstration. What is finished in `--out`
-is not run again. One core; `seconds` is what a run took, on a shared machine.
+    python -m benchmarks.phi_entry
+
+Paid as γΦ' - Φ times a weight, or told to a learner that makes a potential of its own (`policies.guide`). Potentials:
+Meta-World's hand-written dense reward; the provers' time-to-go distilled into a function of the state
+(`benchmarks.distilled`), fitted on rollouts of the sparse way's first seed; the packaged GRM adapted to the
+demonstration; and a judge that looks at the hand alone, and so misleads. Every way is compared with `sparse`, which is
+always run. What is finished in `--out` is not run again. One core.
 """
 
-import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+import tyro
+from rich.progress import track
 from safetensors.torch import load_file, save_file
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecExtractDictObs
 
-from envs.metaworld import PRETRAINING, VIEWS, task_name
+from envs.metaworld import PRETRAINING, MetaWorldEnv, task_name
 from grm.data.episodes import Episode
-from grm.data.replay import read_replay
-from grm.errors import TaskError
-from grm.metrics import expected_interval
-from grm.models.checkpoint import locate
-from grm.models.multiview import GRM, packaged_checkpoint
-from grm.reward import Judgement
-from grm.train import adapt
-from policies import Demonstration, DemonstrationSAC, Rollout
-from policies.arms import SPARSE
-from policies.one_shot import (
-    ActionLog,
-    OneShotSettings,
-    evaluate_policy,
-    horizon_of,
-    make_env,
-    record_demonstration,
-)
-from shaping import ModelPotential, Potential, shaping_reward
-from shaping.sb3 import VecPotentialShaping
+from grm.errors import GrmError, TaskError
+from grm.metrics import Interval, expected_interval
+from policies.arms import DENSE, GRM_SHAPED, PROVER, SPARSE, Arm
+from policies.checkpoint import read_checkpoint
+from policies.log import arm_folder, read_rollouts
+from policies.one_shot import OneShotSettings, make_env, read_evaluation, run_arm
+from policies.onlookers import Onlooker, Opinion
+from policies.rollout import instance_seeds
 
 from .distilled import Distilled, agreement, ask, distill
-from .results import write_result
+from .results import this_commit, write_result
 
-GAMMA = 0.98
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way for a potential to enter."""
-
-    potential: Literal["none", "prover", "grm", "hand"] = "none"
-    """`hand` is a judge that looks at the hand alone, and takes its way for the task's: one that misleads."""
-    scale: Literal["linear", "value", "prover's value"] = "linear"
-    """`value` is `ValueScale` of the linear one; the prover's own value knows that a lost object is worth 0."""
-    weight: float = 1.0
-    """Of the potential as the wrapper adds it."""
-    guidance: float = 0.0
-    """Weight of the learner's own potential, learned from the process reward and from successes; then `weight` is 0."""
-    own_gamma: float = GAMMA
-    """The learner's discount, of a guided one while it never succeeds; that of shaping stays."""
-
-
-ARMS = {
-    "sparse": Arm(),
-    "sparse, short": Arm(own_gamma=0.9),
-    "prover, linear": Arm("prover", "linear"),
-    "prover, value scale": Arm("prover", "value"),
-    "prover, own value": Arm("prover", "prover's value"),
-    "prover, own value, short": Arm("prover", "prover's value", own_gamma=0.9),
-    "grm, linear, 0.1": Arm("grm", "linear", weight=0.1),
-    "grm, value scale": Arm("grm", "value"),
-    "grm, value scale, short": Arm("grm", "value", own_gamma=0.9),
-    "guided": Arm("grm", weight=0.0, guidance=1.0, own_gamma=0.9),
-    "guided, long": Arm("grm", weight=0.0, guidance=1.0),
-    "misled": Arm("hand", weight=0.0, guidance=1.0, own_gamma=0.9),
-    "guided by successes alone": Arm(guidance=1.0, own_gamma=0.9),
-}
-
-
-class ValueScale(Potential[Any]):
-    """Another potential on the scale of the learner's values, gamma ** ((1 - Φ) * horizon); spreads are to first order.
-
-    Who needs (1 - Φ) * horizon more decisions to a success that pays 1 is worth that (derivations, section 6).
-    Not in `shaping`: at weight 1 a learner was slower with it than on the linear scale (`docs/log.md`).
-    """
-
-    def __init__(self, potential: Potential[Any], *, gamma: float, horizon: float) -> None:
-        self.potential, self.gamma, self.horizon = potential, gamma, horizon
-
-    def reset(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
-        return self._scaled(self.potential.reset(indices, observations))
-
-    def advance(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
-        return self._scaled(self.potential.advance(indices, observations))
-
-    def _scaled(self, judgement: Judgement) -> Judgement:
-        value = self.gamma ** ((1 - judgement.potential) * self.horizon)
-        slope = -np.log(self.gamma) * self.horizon * value
-        return Judgement(potential=value, spread=slope * judgement.spread, judged=judgement.judged)
-
-
-class DistilledPotential(Potential[Any]):
-    """One of the two answers of a `Distilled`, of the observation's `state`."""
-
-    def __init__(self, model: Distilled, column: int) -> None:
-        self.model, self.column = model, column
-
-    def reset(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
-        return self.advance(indices, observations)
-
-    def advance(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
-        phi = self.model.answer([observation["state"] for observation in observations])[:, self.column]
-        return Judgement(potential=phi, spread=np.zeros(len(phi)), judged=np.ones(len(phi), bool))
-
-
+BLOCK = 25
+"""Rollouts whose successes make one number of the curve."""
 TO_GOAL = slice(6, 9)
 """Columns of the state: from the hand to the goal, in metres."""
 
 
-class HandPotential(Potential[Any]):
+class DistilledOnlooker(Onlooker):
+    """The provers' share done, as a smooth function of the state."""
+
+    def __init__(self, model: Distilled) -> None:
+        self.model = model
+
+    def begin(self, observation: dict[str, np.ndarray], env: MetaWorldEnv) -> Opinion:
+        """See `Onlooker`."""
+        return Opinion(phi=float(self.model.answer([observation["state"]])[0, 0]))
+
+    def follow(self, observation: dict[str, np.ndarray], info: dict[str, Any], env: MetaWorldEnv) -> Opinion:
+        """See `Onlooker`."""
+        return self.begin(observation, env)
+
+
+class HandOnlooker(Onlooker):
     """How far on the demonstration the hand was nearest to where it is now; objects are not looked at."""
 
     def __init__(self, demonstration: Episode) -> None:
         self._shown = demonstration.state[:, TO_GOAL]
 
-    def reset(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
-        return self.advance(indices, observations)
+    def begin(self, observation: dict[str, np.ndarray], env: MetaWorldEnv) -> Opinion:
+        """See `Onlooker`."""
+        nearest = np.linalg.norm(self._shown - observation["state"][TO_GOAL], axis=1).argmin()
+        return Opinion(phi=float(nearest / (len(self._shown) - 1)))
 
-    def advance(self, indices: Sequence[int], observations: Sequence[Any]) -> Judgement:
-        hands = np.stack([observation["state"][TO_GOAL] for observation in observations])
-        nearest = np.linalg.norm(self._shown - hands[:, None], axis=2).argmin(1)
-        phi = nearest / (len(self._shown) - 1)
-        return Judgement(potential=phi, spread=np.zeros(len(phi)), judged=np.ones(len(phi), bool))
-
-
-def potential_for(arm: Arm, demonstration: Episode, folder: Path, base: Path, settings: OneShotSettings) -> Any:
-    """The arm's potential, made anew: it remembers episodes."""
-    if arm.potential == "hand":
-        return HandPotential(demonstration)
-    if arm.potential == "prover":
-        model = distilled(settings, base)
-        if arm.scale == "prover's value":
-            return DistilledPotential(model, 1)
-        linear: Potential[Any] = DistilledPotential(model, 0)
-    else:
-        linear = ModelPotential(adapted(demonstration, folder, settings.seed), demonstration.as_goal())
-    if arm.scale == "linear":
-        return linear
-    return ValueScale(linear, gamma=GAMMA, horizon=len(demonstration))
+    def follow(self, observation: dict[str, np.ndarray], info: dict[str, Any], env: MetaWorldEnv) -> Opinion:
+        """See `Onlooker`."""
+        return self.begin(observation, env)
 
 
-def adapted(demonstration: Episode, folder: Path, seed: int) -> GRM:
-    """The packaged GRM adapted to the demonstration; kept."""
-    where = folder / "grm"
-    if not (where / "config.json").exists():
-        replay = list(read_replay(locate("", packaged_checkpoint())))
-        adapt(GRM.from_pretrained(""), demonstration, replay, seed=seed).save_pretrained(where, {"seed": seed})
-    return GRM.from_pretrained(where)
+@dataclass(frozen=True)
+class Way:
+    """One way for a potential to enter."""
+
+    arm: Arm
+    weight: float = 0.1
+    """Of γΦ' - Φ, where it is paid."""
+    guided_gamma: float = 0.9
+    """The learner's discount while it is guided and never succeeds; .98 is the potential's own."""
+    onlooker: Callable[[Episode, Distilled], Onlooker] | None = None
+    """Who says Φ instead of the arm's own onlooker, given the demonstration and the task's distilled prover."""
 
 
-def distilled(settings: OneShotSettings, base: Path) -> Distilled:
+def distilled_prover(demonstration: Episode, model: Distilled) -> Onlooker:
+    """For ways of the prover."""
+    return DistilledOnlooker(model)
+
+
+def paid(arm: Arm) -> Arm:
+    """The arm without a guide."""
+    return replace(arm, guide="none")
+
+
+WAYS = {
+    "sparse": Way(SPARSE),
+    "dense, paid, 0.1": Way(paid(DENSE)),
+    "dense, paid, 0.5": Way(paid(DENSE), weight=0.5),
+    "dense, guided": Way(DENSE),
+    "dense, guided, long": Way(DENSE, guided_gamma=0.98),
+    "prover, paid, 0.1": Way(paid(PROVER), onlooker=distilled_prover),
+    "prover, paid, 0.5": Way(paid(PROVER), weight=0.5, onlooker=distilled_prover),
+    "prover, guided": Way(PROVER, onlooker=distilled_prover),
+    "grm, paid, 0.1": Way(paid(GRM_SHAPED)),
+    "grm, paid, 0.5": Way(paid(GRM_SHAPED), weight=0.5),
+    "grm, guided": Way(GRM_SHAPED),
+    "misled": Way(PROVER, onlooker=lambda demonstration, model: HandOnlooker(demonstration)),
+}
+
+
+@dataclass(frozen=True)
+class PhiEntry:
+    """What is run."""
+
+    tasks: tuple[str, ...] = ("push", "pick-place-wall", "coffee-pull", "push-back")
+    seeds: tuple[int, ...] = (0, 1)
+    ways: tuple[str, ...] = ("dense, paid, 0.1", "dense, paid, 0.5", "dense, guided", "dense, guided, long")
+    """Beside `sparse`."""
+    rollouts: int = 100
+    evaluation_episodes: int = 50
+    out: Path = Path("runs/phi_entry")
+
+
+def distilled(task: str, options: PhiEntry) -> Distilled:
     """The task's distilled prover, fitted on the first seed's sparse rollouts; kept, with its agreement."""
-    where = base / "distilled.safetensors"
-    with np.load(base / "sparse.npz") as file:
-        ends = np.cumsum(file["lengths"])[:-1]
-        rollouts = list(zip(file["seeds"].tolist(), np.split(file["actions"], ends), strict=True))
+    folder = options.out / task / str(options.seeds[0])
+    where = folder / "distilled.safetensors"
     if not where.exists():
-        env = make_env(settings.task, 1000)
-        fitted = [rollout for k, rollout in enumerate(rollouts) if k % 5]
-        asked = ask(env, fitted, per_rollout=5, gamma=GAMMA, seed=0)
-        model = distill(asked, seed=0)
-        test = ask(env, rollouts[::5], per_rollout=5, gamma=GAMMA, seed=1)
+        rollouts = rollouts_of(arm_folder(folder, "sparse") / "policy", options.seeds[0])
+        env = make_env(task, 1000)
+        model = distill(ask(env, rollouts_but_every_fifth(rollouts), per_rollout=5, gamma=0.98, seed=0), seed=0)
+        test = ask(env, rollouts[::5], per_rollout=5, gamma=0.98, seed=1)
         env.close()
-        (base / "agreement.json").write_text(json.dumps(agreement(model, test)))
+        (folder / "agreement.json").write_text(json.dumps(agreement(model, test)))
         save_file(model.state_dict(), where)
     weights = load_file(where)
     model = Distilled(np.zeros((2, len(weights["mean"])), np.float32))
@@ -181,81 +143,62 @@ def distilled(settings: OneShotSettings, base: Path) -> Distilled:
     return model
 
 
-def run(task: str, seed: int, name: str, arm: Arm, options: argparse.Namespace) -> dict[str, object]:
-    """Train and evaluate one arm; returns its row, read back if it was run before."""
-    base, folder = options.out / task / str(options.seeds[0]), options.out / task / str(seed)
-    done = folder / f"{name}.json"
+def rollouts_but_every_fifth(rollouts: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """Those to fit on; the others are for measuring."""
+    return [rollout for k, rollout in enumerate(rollouts) if k % 5]
+
+
+def rollouts_of(checkpoint: Path, seed: int) -> list[tuple[int, np.ndarray]]:
+    """Instance and actions of each rollout in a learner's replay."""
+    config, _, replay = read_checkpoint(checkpoint)
+    instances = instance_seeds(seed, config["rollouts"], "training")
+    number = replay["replay.episode"]
+    return [(instances[k - 1], replay["replay.actions"][number == k, 0]) for k in np.unique(number).tolist()]
+
+
+def run(task: str, seed: int, name: str, options: PhiEntry) -> dict[str, Any]:
+    """Train and evaluate one way; returns its row, read back if it was run before."""
+    folder, way = options.out / task / str(seed), WAYS[name]
+    done = arm_folder(folder, name) / "row.json"
     if done.exists():
         return json.loads(done.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = OneShotSettings(task=task, seed=seed, rollouts=options.rollouts)
-    demonstration = record_demonstration(settings, folder / "demonstration")
-    rewards = demonstration.rewards[:-1].astype(np.float64)
-    terminated = np.arange(len(rewards)) == len(rewards) - 1
-    env = ActionLog(make_env(task, horizon_of(demonstration), views=VIEWS if arm.potential == "grm" else ()))
-    venv: VecEnv = DummyVecEnv([lambda: env])
-    if arm.potential != "none":
-        potential = potential_for(arm, demonstration, folder, base, settings)
-        observations = [
-            {"state": state, **{f"pixels.{view}": images[t] for view, images in demonstration.views.items()}}
-            for t, state in enumerate(demonstration.state)
-        ]
-        judged = [(potential.advance if t else potential.reset)([0], [o]) for t, o in enumerate(observations)]
-        phi = np.array([judgement.potential[0] for judgement in judged])
-        rewards += arm.weight * np.nan_to_num(shaping_reward(phi[:-1], phi[1:], terminated, GAMMA), nan=0.0)
-        venv = VecPotentialShaping(venv, potential, gamma=GAMMA, weight=arm.weight)
-    shown = Demonstration(
-        observations=demonstration.state[:-1],
-        actions=demonstration.actions[:-1],
-        rewards=rewards,
-        next_observations=demonstration.state[1:],
-        terminated=terminated,
+    settings = OneShotSettings(
+        task=task,
+        seed=seed,
+        rollouts=options.rollouts,
+        evaluation_episodes=options.evaluation_episodes,
+        shaping_weight=way.weight,
+        guided_gamma=way.guided_gamma,
+        checkpoint_every=BLOCK,
     )
+    onlooker = None
+    if way.onlooker is not None:
+        model, who = distilled(task, options), way.onlooker
+        onlooker = lambda demonstration: who(demonstration, model)  # noqa: E731
     began = time.perf_counter()
-    venv = VecExtractDictObs(venv, "state")
-    gammas = {"guided_gamma": arm.own_gamma, "gamma": GAMMA} if arm.guidance else {"gamma": arm.own_gamma}
-    learner = DemonstrationSAC(venv, shown, guidance=arm.guidance, seed=seed, **gammas)
-    before = evaluate_policy(learner.policy.cloned, SPARSE, settings, demonstration, None).success_rate
-    rollouts: list[tuple[int, np.ndarray]] = []
-    success: list[bool] = []
-
-    def after(rollout: Rollout) -> None:
-        assert env.finished is not None
-        rollouts.append((int(env.finished[0] or 0), env.finished[1]))
-        success.append(rollout.success)
-
-    learner.learn_rollouts(options.rollouts, after)
-    fresh = evaluate_policy(learner, SPARSE, settings, demonstration, None).success_rate
-    venv.close()
-    if name == "sparse":
-        np.savez(
-            folder / "sparse.npz",
-            seeds=np.array([instance for instance, _ in rollouts]),
-            lengths=np.array([len(actions) for _, actions in rollouts]),
-            actions=np.concatenate([actions for _, actions in rollouts]),
-        )
-    blocks = {f"to_{end}": float(np.mean(success[end - 25 : end])) for end in range(25, len(success) + 1, 25)}
+    run_arm(settings, replace(way.arm, name=name), folder, onlooker=onlooker)
+    success = [row["true_success"] == "True" for row in read_rollouts(arm_folder(folder, name) / "rollouts.csv")]
+    blocks = {f"to_{end}": float(np.mean(success[end - BLOCK : end])) for end in range(BLOCK, len(success) + 1, BLOCK)}
     row = {
         "task": task,
         "seed": seed,
         "arm": name,
-        **asdict(arm),
-        "before": before,
         "mean": float(np.mean(success)),
-        "last": float(np.mean(success[-50:])),
-        "fresh": fresh,
+        "last": float(np.mean(success[-2 * BLOCK :])),
+        "fresh": read_evaluation(folder, name),
         **blocks,
         "seconds": round(time.perf_counter() - began),
+        "commit": this_commit(),
     }
     done.write_text(json.dumps(row))
     return row
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over tasks and seeds with bootstrap intervals, and the paired difference from the sparse arm."""
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | Interval]:
+    """Means over tasks and seeds with bootstrap intervals, and the paired difference from the sparse way."""
     rng = np.random.default_rng(0)
     sparse = {(row["task"], row["seed"]): row for row in rows if row["arm"] == "sparse"}
-    found: dict[str, Any] = {}
+    found: dict[str, float | Interval] = {}
     for name in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == name]
         for key in ("mean", "last", "fresh"):
@@ -267,40 +210,39 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", default=["push", "pick-place-wall", "coffee-pull"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["guided"])
-    parser.add_argument("--rollouts", type=int, default=150)
-    parser.add_argument("--out", type=Path, default=Path("runs/phi_entry"))
-    options = parser.parse_args()
+def main(options: PhiEntry) -> None:
+    """Run all, and write what came of it after each."""
     torch.set_num_threads(1)
-    for task in map(task_name, options.tasks):
+    tasks = [task_name(task) for task in options.tasks]
+    for task in tasks:
         if task not in PRETRAINING:
             raise TaskError(f"{task} is held out; expected a training task, for this is tuning")
+    unknown = set(options.ways) - set(WAYS)
+    if unknown:
+        raise TaskError(f"unknown way {min(unknown)!r}; expected some of {'; '.join(WAYS)}")
+    names = list(dict.fromkeys(["sparse", *options.ways]))
+    rows: list[dict[str, Any]] = []
+    for seed, task, name in track([(s, t, n) for s in options.seeds for t in tasks for n in names], "training"):
+        rows.append(run(task, seed, name, options))
+        print(rows[-1])
+        write_result(
+            "phi_entry",
+            summarise(rows),
+            seeds=options.seeds,
+            rows=rows,
+            rollouts=options.rollouts,
+            distilled=agreements(tasks, options),
+        )
 
-    rows: list[dict[str, object]] = []
-    for seed in options.seeds:
-        for task in map(task_name, options.tasks):
-            for name in dict.fromkeys(["sparse", *options.arms]):  # the others are compared with it
-                rows.append(run(task, seed, name, ARMS[name], options))
-                known = {
-                    task: json.loads(path.read_text())
-                    for task in map(task_name, options.tasks)
-                    if (path := options.out / task / str(options.seeds[0]) / "agreement.json").exists()
-                }
-                print(rows[-1])
-                path = write_result(
-                    "phi_entry",
-                    summarise(rows),
-                    seeds=options.seeds,
-                    rows=rows,
-                    rollouts=options.rollouts,
-                    distilled=known,
-                )
-    print(path)
+
+def agreements(tasks: Sequence[str], options: PhiEntry) -> dict[str, Any]:
+    """Of the tasks whose prover was distilled, how well what came of it agrees with the prover."""
+    paths = {task: options.out / task / str(options.seeds[0]) / "agreement.json" for task in tasks}
+    return {task: json.loads(path.read_text()) for task, path in paths.items() if path.exists()}
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(tyro.cli(PhiEntry))
+    except GrmError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -37,7 +37,7 @@ def write_result(
     parts = Path(sys.argv[0]).with_suffix("").parts
     module = ".".join(parts[-parts[::-1].index("benchmarks") - 1 :] if "benchmarks" in parts else parts[-1:])
     command = " ".join(["python", "-m", module.removesuffix(".__main__"), *sys.argv[1:]])
-    content = {"command": command, "commit": _commit(RESULTS), "seeds": list(seeds), "summary": flat, **about}
+    content = {"command": command, "commit": this_commit(), "seeds": list(seeds), "summary": flat, **about}
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     if rows:
@@ -62,7 +62,7 @@ def earlier_rows(path: Path) -> list[dict[str, object]]:
 
 
 @cache
-def _commit(folder: Path) -> str:
+def this_commit() -> str:
     """As of the first result of this process: what it writes itself does not make a changed checkout."""
     command = ["git", "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()

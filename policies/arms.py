@@ -31,10 +31,9 @@ class Arm:
     """Φ: nobody's, the GRM's, Meta-World's hand-written dense reward, the scripted prover's progress."""
     combination: Literal["shaping", "difference", "added"] = "shaping"
     """How Φ enters, times the weight: γ Φ' - Φ with Φ' = 0 at the end; Φ' - Φ with neither; Φ' itself."""
-    guides: bool = True
-    """Whether Φ that shapes becomes a guide of the learner's own, where learners are guided; else it is paid alone."""
-    guided: bool = False
-    """Without a potential: guided by the demonstration and by successes alone, where the others are guided at all."""
+    guide: Literal["phi", "successes", "none"] = "phi"
+    """What a learner makes a potential of its own of, where learners are guided at all: of Φ that shapes, with what
+    succeeded; of that alone; or of nothing, and Φ is paid as it is."""
     adapted: bool = True
     """Whether the GRM was adapted to the demonstration."""
     aftermath: int = 0
@@ -58,6 +57,11 @@ class Arm:
         return self.potential != "none" and self.combination == "shaping"
 
     @property
+    def guided(self) -> bool:
+        """Whether the learner has a potential of its own, where learners are guided at all."""
+        return self.guide == "successes" or (self.guide == "phi" and self.shapes)
+
+    @property
     def judged(self) -> bool:
         """Whether a model looks at the pictures."""
         return self.potential == "grm" or self.gold != "environment" or self.inputs == "features"
@@ -75,7 +79,7 @@ class Arm:
 CLONED = Arm(name="cloned", about="behaviour-cloned from the demonstration, before any rollout", learns=False)
 SPARSE = Arm(name="sparse", about="the task's own reward")
 GRM_SHAPED = Arm(name="grm", about="the task's own reward, shaped by the GRM", potential="grm")
-SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guided=True)
+SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guide="successes")
 DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
 PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
 GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
@@ -126,9 +130,7 @@ ABLATIONS = (
     Arm(name="grm_forward", about="the GRM's hop from the start", potential="grm", perspective="forward"),
     Arm(name="grm_backward", about="the GRM's hop from the goal", potential="grm", perspective="backward"),
     Arm(name="grm_single_view", about="the GRM with one camera", potential="grm", views=VIEWS[:1]),
-    Arm(
-        name="grm_paid", about="the GRM's potential paid, times the weight, and no guide", potential="grm", guides=False
-    ),
+    Arm(name="grm_paid", about="the GRM's potential paid, and no guide", potential="grm", guide="none"),
     Arm(name="grm_difference", about="the naive difference of Φ added", potential="grm", combination="difference"),
     Arm(name="grm_added", about="Φ itself added to the reward", potential="grm", combination="added"),
 )

@@ -363,19 +363,18 @@ def transitions(
 
 def shaping_weight(arm: Arm, settings: OneShotSettings) -> float:
     """Factor of the potential as the environment adds it: a guided learner adds its own, and is only told Φ."""
-    return 0.0 if settings.guidance and arm.guides else settings.shaping_weight
+    return 0.0 if settings.guidance and arm.guided else settings.shaping_weight
 
 
 def make_learner(
     arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, env: VecEnv
 ) -> DemonstrationSAC:
     """The arm's learner before its first rollout: the same one in every arm, guided where the arm has a potential."""
-    guided = arm.guided or (arm.shapes and arm.guides)
     return DemonstrationSAC(
         env,
         transitions(arm, settings, demonstration, onlooker),
         gamma=settings.gamma,
-        guidance=settings.guidance if guided else 0.0,
+        guidance=settings.guidance if arm.guided else 0.0,
         guided_gamma=settings.guided_gamma,
         seed=settings.seed,
     )
@@ -432,10 +431,13 @@ def run_arm(
     arm: Arm,
     folder: Path,
     *,
+    onlooker: Callable[[Episode], Onlooker] | None = None,
     on_rollout: Callable[[Rollout], bool | None] = lambda rollout: None,
     tensorboard: bool = False,
 ) -> bool:
     """Prepare, train and evaluate one arm, going on from its last checkpoint; True if it got to the end.
+
+    `onlooker` makes, of the demonstration, who watches instead of the arm's own one.
 
     Writes to `arm_folder`: rollouts.csv as they happen, a checkpoint, the actions of the last failed and the last
     successful rollout, and evaluation.json at the end.
@@ -445,21 +447,21 @@ def run_arm(
     if (own / "evaluation.json").exists():
         return True
     demonstration = prepare(settings, arm, folder)
-    onlooker = onlooker_of(arm, settings, demonstration, folder)
+    watches = onlooker_of(arm, settings, demonstration, folder) if onlooker is None else onlooker(demonstration)
     stopwatch = Stopwatch()
     checkpoint = own / "policy"
     witness = None
-    if arm.answers and isinstance(onlooker, ModelOnlooker):
-        witness = _witness(arm, settings, demonstration, onlooker, own, saved_rollouts(checkpoint))
-    env, actions = make_learner_env(arm, settings, demonstration, onlooker, stopwatch)
+    if arm.answers and isinstance(watches, ModelOnlooker):
+        witness = _witness(arm, settings, demonstration, watches, own, saved_rollouts(checkpoint))
+    env, actions = make_learner_env(arm, settings, demonstration, watches, stopwatch)
     if has_checkpoint(checkpoint):
         learner = DemonstrationSAC.load_checkpoint(checkpoint, env)
     else:
-        learner = make_learner(arm, settings, demonstration, onlooker, env)
+        learner = make_learner(arm, settings, demonstration, watches, env)
     if not arm.learns:
         env.close()
         _write_evaluation(
-            own / "evaluation.json", evaluate_policy(learner.policy.cloned, arm, settings, demonstration, onlooker)
+            own / "evaluation.json", evaluate_policy(learner.policy.cloned, arm, settings, demonstration, watches)
         )
         return True
     log = RolloutLog(own, learner.rollouts, tensorboard=tensorboard)
@@ -497,7 +499,7 @@ def run_arm(
         witness.close()
     if learner.rollouts < settings.rollouts:
         return False
-    _write_evaluation(own / "evaluation.json", evaluate_policy(learner, arm, settings, demonstration, onlooker))
+    _write_evaluation(own / "evaluation.json", evaluate_policy(learner, arm, settings, demonstration, watches))
     return True
 
 

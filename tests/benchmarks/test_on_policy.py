@@ -16,7 +16,7 @@ from grm.errors import TaskError, TraceError
 def written(tmp_path, monkeypatch):
     for module in (on_policy, results):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(results, "_commit", lambda folder: "0000000")
+    monkeypatch.setattr(results, "this_commit", lambda: "0000000")
     return tmp_path
 
 

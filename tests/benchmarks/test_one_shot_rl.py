@@ -141,7 +141,7 @@ def test_what_the_head_said_alone_is_counted_apart(tmp_path):
 
 def test_a_report_of_a_part_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(results, "_commit", lambda folder: "abc")
+    monkeypatch.setattr(results, "this_commit", lambda: "abc")
     runs = tmp_path / "runs"
     rows = [{"success": k > 5, "true_success": k > 5, "length": 10} for k in range(30)]
     for arm in (CLONED, SPARSE, GRM_SHAPED):
@@ -171,7 +171,7 @@ def test_nothing_finished_is_no_result(tmp_path, monkeypatch, capsys):
 def test_rows_measured_on_another_machine_are_kept_and_those_measured_again_replaced(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(one_shot_rl, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(results, "_commit", lambda folder: "abc")
+    monkeypatch.setattr(results, "this_commit", lambda: "abc")
     rows = [{"success": k > 5, "true_success": k > 5, "length": 10} for k in range(30)]
 
     def measure(machine, commit, final, *extra):

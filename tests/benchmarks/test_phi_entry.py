@@ -1,21 +1,28 @@
-import json
-import sys
+import csv
 
 import numpy as np
 import pytest
 
-from benchmarks import phi_entry
+from benchmarks import phi_entry, results
 from benchmarks.distilled import Asked, agreement, ask, distill
+from benchmarks.phi_entry import PhiEntry, main
 from envs.metaworld import MetaWorldEnv
 from grm.errors import TaskError
-from shaping import ModelPotential, StatePotential
-from tests.shaping.test_potential import TASK, Brightness, seen
 
 
-def test_held_out_tasks_are_not_tuned_on(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["phi_entry", "--tasks", "hand-insert"])
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(results, "this_commit", lambda: "0000000")
+    monkeypatch.setattr(phi_entry, "this_commit", lambda: "0000000")
+    return tmp_path
+
+
+def test_held_out_tasks_and_unknown_ways_are_refused():
     with pytest.raises(TaskError, match="held out"):
-        phi_entry.main()
+        main(PhiEntry(tasks=("hand-insert",)))
+    with pytest.raises(TaskError, match="unknown way 'louder'; expected some of sparse; dense, paid"):
+        main(PhiEntry(ways=("louder",)))
 
 
 def test_arms_are_compared_with_the_sparse_one_of_the_same_task_and_seed():
@@ -32,11 +39,41 @@ def test_arms_are_compared_with_the_sparse_one_of_the_same_task_and_seed():
     assert "sparse minus sparse: mean" not in summary
 
 
-def test_a_run_is_not_repeated(tmp_path):
-    options = type("Options", (), {"out": tmp_path, "seeds": [3], "rollouts": 1})
-    (tmp_path / "push-v3" / "3").mkdir(parents=True)
-    (tmp_path / "push-v3" / "3" / "sparse.json").write_text(json.dumps({"arm": "sparse"}))
-    assert phi_entry.run("push-v3", 3, "sparse", phi_entry.ARMS["sparse"], options) == {"arm": "sparse"}
+def test_ways_are_run_once_and_told_what_they_were_told(written, monkeypatch):
+    """Two rollouts each: paid at its weight, guided and paid nothing, told by whom the way names."""
+    monkeypatch.setattr(phi_entry, "BLOCK", 1)
+    options = PhiEntry(
+        tasks=("reach",),
+        seeds=(3,),
+        ways=("dense, paid, 0.5", "misled"),
+        rollouts=2,
+        evaluation_episodes=1,
+        out=written / "runs",
+    )
+    monkeypatch.setattr(phi_entry, "distilled", lambda task, options: None)
+    main(options)
+    folder = written / "runs" / "reach-v3" / "3"
+    with (written / "results" / "phi_entry.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ["sparse", "dense, paid, 0.5", "misled"]
+    assert {row["commit"] for row in rows} == {"0000000"}
+    told = {}
+    for name in ("sparse", "dense, paid, 0.5", "misled"):
+        with (folder / "arms" / name / "rollouts.csv").open() as file:
+            told[name] = list(csv.DictReader(file))
+    assert not any(row["mean_phi"] for row in told["sparse"])
+    assert all(row["mean_phi"] for name in ("dense, paid, 0.5", "misled") for row in told[name])
+    assert all(row["reward"] == row["task_reward"] for name in ("sparse", "misled") for row in told[name])
+    assert any(row["reward"] != row["task_reward"] for row in told["dense, paid, 0.5"])
+    seeds, actions = zip(*phi_entry.rollouts_of(folder / "arms" / "sparse" / "policy", 3), strict=True)
+    assert len(set(seeds)) == 2
+    assert [len(taken) for taken in actions] == [int(row["length"]) for row in told["sparse"]]
+    with np.load(folder / "arms" / "sparse" / "last_failure.npz") as last:  # played back, it is the same rollout
+        played = seeds.index(int(last["seed"]))
+        np.testing.assert_allclose(actions[played], last["actions"], atol=1e-6)
+
+    monkeypatch.setattr(phi_entry, "run_arm", lambda *_, **__: pytest.fail("it was run before"))
+    main(options)
 
 
 def test_provers_label_where_the_learner_was_and_what_they_pass():
@@ -70,22 +107,3 @@ def test_what_is_distilled_agrees_with_what_was_asked():
     assert max(found["error_linear"], found["error_value"]) < 0.03
     untrained = agreement(distill(asked, seed=0, steps=0), asked)
     assert untrained["error_linear"] > 0.1
-
-
-def test_the_value_scale_by_hand():
-    """Half done of four decisions at gamma .9: two to go, .81; nothing done .9 to the fourth; done 1."""
-    answers = iter([0.5, 0.0, 1.0])
-    scaled = phi_entry.ValueScale(StatePotential[None](lambda _: next(answers)), gamma=0.9, horizon=4)
-    judgement = scaled.reset([0, 1, 2], [None] * 3)
-    np.testing.assert_allclose(judgement.potential, [0.81, 0.9**4, 1.0])
-    assert judgement.judged.all()
-
-
-def test_the_value_scale_keeps_abstentions_and_carries_the_spread():
-    potential = phi_entry.ValueScale(ModelPotential(Brightness(spread=0.01), TASK), gamma=0.98, horizon=50)
-    first = potential.reset([0, 1], [seen(51), seen(0)])
-    assert first.judged.tolist() == [True, False]
-    assert np.isnan([first.potential[1], first.spread[1]]).all()
-    above, below = (0.98 ** ((1 - phi) * 50) for phi in (0.21, 0.19))
-    assert first.spread[0] == pytest.approx((above - below) / 2, rel=1e-3)
-    assert potential.advance([0], [seen(102)]).potential[0] == pytest.approx(0.98 ** (0.7 * 50))
