@@ -25,7 +25,7 @@ from envs.metaworld import HELD_OUT, PRECISE, task_name
 from grm.cli import Rl
 from grm.errors import GrmError
 from grm.metrics import Interval
-from policies.arms import ABLATIONS, ARMS, FEATURES, MAIN
+from policies.arms import ABLATIONS, ARMS, FEATURES, GUIDED, MAIN, SELF_GUIDED
 from policies.grid import Cell
 from policies.log import SECONDS, arm_folder, read_rollouts
 from policies.one_shot import OneShotSettings, read_evaluation
@@ -270,9 +270,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    known = [
-        arm for arm in ARMS if arm.guide != "successes" or OneShotSettings().guidance
-    ]  # else it is the sparse arm again
+    # Where nobody is guided, the self-guided arm is the sparse one again.
+    known = [arm for arm in ARMS if arm is not SELF_GUIDED or OneShotSettings().guidance]
     parser.add_argument("--arms", nargs="+", default=[arm.name for arm in known])
     parser.add_argument("--rollouts", type=int, default=150)
     parser.add_argument("--evaluation-episodes", type=int, default=50)
@@ -297,7 +296,7 @@ def main() -> None:
             resume=(options.out).is_dir(),
         )
 
-    tiers = [[arm.name for arm in tier if arm.name in options.arms] for tier in (MAIN, FEATURES, ABLATIONS)]
+    tiers = [[arm.name for arm in tier if arm.name in options.arms] for tier in (MAIN, FEATURES, ABLATIONS, GUIDED)]
     cells = [cell for tier in tiers if tier for cell in grid(tier).cells()]
     failure = None
     try:

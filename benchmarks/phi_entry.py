@@ -2,7 +2,8 @@
 
     python -m benchmarks.phi_entry
 
-Paid as γΦ' - Φ times a weight, or told to a learner that makes a potential of its own (`policies.guide`). Potentials:
+Paid as γΦ' - Φ times a weight, told to a learner that makes a potential of its own (`policies.guide`), or asked which
+failures got furthest, to be imitated as long as successes are few (the `elite` of `DemonstrationSAC`). Potentials:
 Meta-World's hand-written dense reward; the provers' time-to-go distilled into a function of the state
 (`benchmarks.distilled`), fitted on rollouts of the sparse way's first seed; the packaged GRM adapted to the
 demonstration; and a judge that looks at the hand alone, and so misleads. Every way is compared with `sparse`, which is
@@ -92,22 +93,30 @@ def distilled_prover(demonstration: Episode, model: Distilled) -> Onlooker:
 
 
 def paid(arm: Arm) -> Arm:
-    """The arm without a guide."""
-    return replace(arm, guide="none")
+    """The arm without its elite."""
+    return replace(arm, use="paid")
+
+
+def guided(arm: Arm) -> Arm:
+    """The arm with a guide instead."""
+    return replace(arm, use="guide")
 
 
 WAYS = {
     "sparse": Way(SPARSE),
     "dense, paid, 0.1": Way(paid(DENSE)),
     "dense, paid, 0.5": Way(paid(DENSE), weight=0.5),
-    "dense, guided": Way(DENSE),
-    "dense, guided, long": Way(DENSE, guided_gamma=0.98),
+    "dense, guided": Way(guided(DENSE)),
+    "dense, guided, long": Way(guided(DENSE), guided_gamma=0.98),
+    "dense, elite": Way(DENSE, weight=0.0),
+    "dense, elite, paid": Way(DENSE),
     "prover, paid, 0.1": Way(paid(PROVER), onlooker=distilled_prover),
-    "prover, paid, 0.5": Way(paid(PROVER), weight=0.5, onlooker=distilled_prover),
-    "prover, guided": Way(PROVER, onlooker=distilled_prover),
+    "prover, guided": Way(guided(PROVER), onlooker=distilled_prover),
+    "prover, elite, paid": Way(PROVER, onlooker=distilled_prover),
     "grm, paid, 0.1": Way(paid(GRM_SHAPED)),
-    "grm, paid, 0.5": Way(paid(GRM_SHAPED), weight=0.5),
-    "grm, guided": Way(GRM_SHAPED),
+    "grm, guided": Way(guided(GRM_SHAPED)),
+    "grm, elite": Way(GRM_SHAPED, weight=0.0),
+    "grm, elite, paid": Way(GRM_SHAPED),
     "misled": Way(PROVER, onlooker=lambda demonstration, model: HandOnlooker(demonstration)),
 }
 
@@ -118,7 +127,7 @@ class PhiEntry:
 
     tasks: tuple[str, ...] = ("push", "pick-place-wall", "coffee-pull", "push-back")
     seeds: tuple[int, ...] = (0, 1)
-    ways: tuple[str, ...] = ("dense, paid, 0.1", "dense, paid, 0.5", "dense, guided", "dense, guided, long")
+    ways: tuple[str, ...] = ("dense, paid, 0.1", "dense, guided", "dense, elite", "dense, elite, paid")
     """Beside `sparse`."""
     rollouts: int = 100
     evaluation_episodes: int = 50

@@ -31,9 +31,10 @@ class Arm:
     """Φ: nobody's, the GRM's, Meta-World's hand-written dense reward, the scripted prover's progress."""
     combination: Literal["shaping", "difference", "added"] = "shaping"
     """How Φ enters, times the weight: γ Φ' - Φ with Φ' = 0 at the end; Φ' - Φ with neither; Φ' itself."""
-    guide: Literal["phi", "successes", "none"] = "phi"
-    """What a learner makes a potential of its own of, where learners are guided at all: of Φ that shapes, with what
-    succeeded; of that alone; or of nothing, and Φ is paid as it is."""
+    use: Literal["elite", "paid", "guide"] = "elite"
+    """What the learner does with Φ that shapes: is paid it, and imitates the failures that got furthest as long as
+    successes are few; is paid it only; or makes a potential of its own of it and of successes, of these alone where
+    there is no Φ."""
     adapted: bool = True
     """Whether the GRM was adapted to the demonstration."""
     aftermath: int = 0
@@ -58,8 +59,8 @@ class Arm:
 
     @property
     def guided(self) -> bool:
-        """Whether the learner has a potential of its own, where learners are guided at all."""
-        return self.guide == "successes" or (self.guide == "phi" and self.shapes)
+        """Whether the learner has a potential of its own, if learners have."""
+        return self.use == "guide" and self.combination == "shaping"
 
     @property
     def judged(self) -> bool:
@@ -79,10 +80,16 @@ class Arm:
 CLONED = Arm(name="cloned", about="behaviour-cloned from the demonstration, before any rollout", learns=False)
 SPARSE = Arm(name="sparse", about="the task's own reward")
 GRM_SHAPED = Arm(name="grm", about="the task's own reward, shaped by the GRM", potential="grm")
-SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", guide="successes")
+SELF_GUIDED = Arm(name="self_guided", about="the task's own reward; guided by what it saw succeed", use="guide")
 DENSE = Arm(name="dense", about="shaped by the hand-written dense reward", potential="dense")
 PROVER = Arm(name="prover", about="shaped by the prover's progress: a GRM that is always right", potential="prover")
-GRM_ONLY = Arm(name="grm_only", about="no task reward: the GRM says when it is done", gold="head", potential="grm")
+GRM_ONLY = Arm(
+    name="grm_only",
+    about="no task reward: the GRM says when it is done",
+    gold="head",
+    potential="grm",
+    use="guide",  # what is paid can be taken back (`DemonstrationSAC.retract`)
+)
 GRM_ONLY_REPLAYS = replace(
     GRM_ONLY,
     name="grm_only_replays",
@@ -130,12 +137,18 @@ ABLATIONS = (
     Arm(name="grm_forward", about="the GRM's hop from the start", potential="grm", perspective="forward"),
     Arm(name="grm_backward", about="the GRM's hop from the goal", potential="grm", perspective="backward"),
     Arm(name="grm_single_view", about="the GRM with one camera", potential="grm", views=VIEWS[:1]),
-    Arm(name="grm_paid", about="the GRM's potential paid, and no guide", potential="grm", guide="none"),
+    Arm(name="grm_paid", about="the GRM's potential paid, and no failure imitated", potential="grm", use="paid"),
+    Arm(name="grm_guided", about="the task's own reward, guided by the GRM", potential="grm", use="guide"),
     Arm(name="grm_difference", about="the naive difference of Φ added", potential="grm", combination="difference"),
     Arm(name="grm_added", about="Φ itself added to the reward", potential="grm", combination="added"),
 )
 """What each part of the GRM, and of the way it enters, is worth."""
-ARMS = (*MAIN, *FEATURES, *ABLATIONS)
+GUIDED = (
+    replace(DENSE, name="dense_guided", about="guided by the hand-written dense reward", use="guide"),
+    replace(PROVER, name="prover_guided", about="guided by the prover's progress", use="guide"),
+)
+"""What others' potentials are worth to a learner that makes its own of them."""
+ARMS = (*MAIN, *FEATURES, *ABLATIONS, *GUIDED)
 
 
 def arm_named(name: str) -> Arm:

@@ -27,6 +27,13 @@ class Outcome:
     """What the process reward said at its end, in [0, 1]; None where it said nothing."""
     helped: bool = False
     """Whether a person took over: then its success is no merit of either."""
+    retracted: bool = False
+    """Whether it had been called a success, and was none."""
+
+    @property
+    def failed_alone(self) -> bool:
+        """Whether it was the learner's own failure, and nobody ever thought otherwise."""
+        return not (self.success or self.helped or self.retracted)
 
 
 @dataclass(slots=True)
@@ -42,7 +49,7 @@ class Evidence:
 
     def to_lists(self) -> list[list[Any]]:
         """As JSON can hold it."""
-        return [[o.cloned, o.success, o.claim, o.helped] for o in self.outcomes]
+        return [[o.cloned, o.success, o.claim, o.helped, o.retracted] for o in self.outcomes]
 
     def add(self, phi: np.ndarray | None, *, cloned: bool | None, success: bool, helped: bool = False) -> None:
         """One more rollout, with the Φ of its decisions, NaN where the process reward abstained."""
@@ -53,7 +60,7 @@ class Evidence:
     def fail(self, rollouts: Collection[int]) -> None:
         """Those of these numbers, counted from 1, were no successes after all."""
         for number in rollouts:
-            self.outcomes[number - 1] = replace(self.outcomes[number - 1], success=False)
+            self.outcomes[number - 1] = replace(self.outcomes[number - 1], success=False, retracted=True)
 
     @property
     def success_rate(self) -> float:

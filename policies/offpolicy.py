@@ -13,6 +13,8 @@ What is added to Stable-Baselines3's SAC, and whose idea it is:
 - noise that lasts: the cloned policy corrects white noise as fast as it comes, so exploring means to drift;
 - successes become demonstrations: a rollout that solved the task joins the demonstration, and the cloned policy is
   trained a little further on all of them (self-imitation: Oh et al. 2018);
+- while successes are few, the failures that the process reward says got furthest are shown, too, up to where they did
+  (the elite of the cross-entropy method: Rubinstein & Kroese 2004; filtered behaviour cloning);
 - n-step returns, which a shaped reward needs most: n steps of signal against one error of the potential;
 - a potential of its own, if there is a process reward to learn one from (`policies/guide.py`), and as long as it hardly
   succeeds, and the process reward is right about it, a shorter horizon: what lies further ahead is left to the guide
@@ -58,6 +60,8 @@ from .rollout import check_single, instance_seeds
 
 DEMONSTRATION = 0
 """Number of the demonstration where rollouts are numbered from 1."""
+ELITE_SHARE = 5
+"""Rollouts made for each failure that may be in the elite: of few, the best is not good."""
 GUIDE_INTERVAL = 5
 """Rollouts from one fit of the guide to the next."""
 GUIDE_STEPS = (1500, 200)
@@ -107,6 +111,9 @@ class DemonstrationSAC(SAC):
             becomes as the last rollouts all succeed, or the process reward turns out to be wrong. The potential is one
             of `gamma` throughout: a decision that keeps up with it is paid 0. Smaller means more faith in it;
             `docs/derivations.md`, section 11, has what that buys and what it costs.
+        elite: rollouts, at most, that stand for successes that are missing: as long as fewer have succeeded, the
+            failures with the highest `phi` in the infos are in the demonstration, up to where it was highest, one for
+            every `ELITE_SHARE` rollouts made; better ones and successes take their place. 0 for successes alone.
         n_steps: decisions summed in a return before the critic takes over.
         reward_scale: makes rewards large against the entropy term, which else drowns them.
         demonstration_fraction: share of each batch drawn from the demonstration, in [0, 1).
@@ -145,6 +152,7 @@ class DemonstrationSAC(SAC):
         gamma: float = 0.98,
         guidance: float = 0.0,
         guided_gamma: float = 0.9,
+        elite: int = 0,
         n_steps: int = 5,
         reward_scale: float = 10.0,
         demonstration_fraction: float = 0.25,
@@ -169,6 +177,7 @@ class DemonstrationSAC(SAC):
             "gamma": gamma,
             "guidance": guidance,
             "guided_gamma": guided_gamma,
+            "elite": elite,
             "n_steps": n_steps,
             "reward_scale": reward_scale,
             "demonstration_fraction": demonstration_fraction,
@@ -191,7 +200,9 @@ class DemonstrationSAC(SAC):
                 f"guidance is {guidance} and guided_gamma {guided_gamma}; expected a weight of at least 0 and a "
                 f"discount in (0, {gamma}], gamma's"
             )
-        self.guidance, self.guided_gamma = guidance, guided_gamma
+        if elite < 0:
+            raise TraceError(f"elite is {elite}; expected a number of rollouts, 0 for none")
+        self.guidance, self.guided_gamma, self.elite = guidance, guided_gamma, elite
         self.pause: Callable[[], None] = lambda: None
         """Called every few milliseconds while this learns or saves, for what must not wait longer."""
         self.evidence = Evidence()
@@ -453,6 +464,7 @@ class DemonstrationSAC(SAC):
         """Whatever interrupts: half an episode must not stay, n-step returns would run on from it into the next one."""
         replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
         before, known = (replay.pos, replay.full, taught.pos, taught.full), len(self.evidence.outcomes)
+        shown = taught.rows()  # those of an elite may leave from among them
         finished = False
         try:
             yield
@@ -461,6 +473,7 @@ class DemonstrationSAC(SAC):
             self.policy.cloned_only = False
             if not finished:
                 replay.pos, replay.full, taught.pos, taught.full = before
+                taught.put_back(shown)
                 del self.evidence.outcomes[known:]
                 self.num_timesteps = steps
                 self._last_obs = None
@@ -489,6 +502,7 @@ class DemonstrationSAC(SAC):
             if success:
                 well_done[np.flatnonzero(helped)[-1] + 1 if helped.any() else 0 :] = True
             self._imitate(rows[well_done])
+        self._choose_elite()
 
     def _fit_guide(self, guide: Guide, steps: int) -> None:
         """Fit to the time to go where it is known, and to the process reward's opinion where not."""
@@ -528,6 +542,23 @@ class DemonstrationSAC(SAC):
         """These rows of the replay buffer join the demonstration; the cloned policy learns from all of it."""
         self.demonstration_buffer.take(self.replay_buffer, rows)
         self._fit_clone()
+
+    def _choose_elite(self) -> None:
+        """Of the failures, those that got furthest are in the demonstration, as many as successes are missing."""
+        outcomes, taught = self.evidence.outcomes, self.demonstration_buffer
+        failures = {number for number, outcome in enumerate(outcomes, 1) if outcome.failed_alone}
+        missing = self.elite - sum(outcome.success for outcome in outcomes)
+        count = max(0, min(missing, len(outcomes) // ELITE_SHARE))
+        ways = self.replay_buffer.ways_up(failures) if count else {}
+        chosen = set(sorted(ways, key=lambda number: ways[number][0], reverse=True)[:count])
+        there = failures & set(taught.stored_steps())
+        if chosen == there:
+            return
+        taught.drop(there - chosen)
+        for number in sorted(chosen - there):
+            taught.take(self.replay_buffer, ways[number][1])
+        if self.imitation_steps:
+            self._fit_clone()
 
     def _fit_clone(self) -> None:
         """The cloned policy is trained a little further on all of the demonstration."""

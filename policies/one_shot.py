@@ -81,9 +81,12 @@ class OneShotSettings:
     shaping_weight: float = 0.1
     """Factor of the potential; see docs/log.md for what larger ones did."""
     guidance: float = 1.0
-    """Weight of the potential a learner makes of what it was told (`policies.guide`); above 0 nothing is added here."""
+    """Weight of the potential a guided arm's learner makes of what it was told (`policies.guide`); such an arm's reward
+    is not shaped. With 0 guided arms are paid like the others."""
     guided_gamma: float = 0.9
     """Discount of a guided learner's own."""
+    elite: int = 5
+    """Failures that may stand for successes that are missing, where an arm's Φ shapes (`DemonstrationSAC`)."""
     pessimism: float = 0.0
     """Standard deviations of spread subtracted from the potential."""
     checkpoint_every: int = 1
@@ -369,13 +372,14 @@ def shaping_weight(arm: Arm, settings: OneShotSettings) -> float:
 def make_learner(
     arm: Arm, settings: OneShotSettings, demonstration: Episode, onlooker: Onlooker | None, env: VecEnv
 ) -> DemonstrationSAC:
-    """The arm's learner before its first rollout: the same one in every arm, guided where the arm has a potential."""
+    """The arm's learner before its first rollout: the same one in every arm, with what the arm makes of its Φ."""
     return DemonstrationSAC(
         env,
         transitions(arm, settings, demonstration, onlooker),
         gamma=settings.gamma,
         guidance=settings.guidance if arm.guided else 0.0,
         guided_gamma=settings.guided_gamma,
+        elite=settings.elite if arm.shapes and arm.use == "elite" else 0,
         seed=settings.seed,
     )
 

@@ -82,6 +82,32 @@ class EpisodeReplay(NStepReplayBuffer):
         self.full = self.full or self.pos + len(rows) >= self.buffer_size
         self.pos = (self.pos + len(rows)) % self.buffer_size
 
+    def ways_up(self, episodes: Collection[int]) -> dict[int, tuple[float, Int[np.ndarray, " k"]]]:
+        """Of each of these episodes, the highest `phi` and the rows that lead there, in order, at least one.
+
+        Episodes that nobody judged, that were never higher than at their first step, or whose first rows are gone are
+        left out.
+        """
+        found = {}
+        mine = np.flatnonzero(np.isin(self.episode[: self.size()], list(episodes)))
+        mine = mine[np.lexsort((self.step[mine], self.episode[mine]))]
+        for rows in np.split(mine, np.flatnonzero(np.diff(self.episode[mine])) + 1):
+            phi = self.phi[rows]
+            if len(rows) and self.step[rows[0]] == 0 and np.isfinite(phi).any():
+                highest = int(np.nanargmax(phi))
+                if highest:
+                    found[int(self.episode[rows[0]])] = float(phi[highest]), rows[:highest]
+        return found
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """A copy of all that is stored, by column."""
+        return {name: getattr(self, name)[: self.size()].copy() for name in COLUMNS}
+
+    def put_back(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Write what `rows` gave where it was."""
+        for name, column in rows.items():
+            getattr(self, name)[: len(column)] = column
+
     def fail(self, episodes: Collection[int]) -> None:
         """These episodes were no successes: their end pays nothing and is a truncation, and no time to go is known."""
         mine = np.isin(self.episode[: self.size()], list(episodes))

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from policies import (
     elsewhere,
     instance_seeds,
     load_acting_policy,
+    offpolicy,
 )
 from policies.bc import standardization
 from policies.critics import CriticEnsemble, DemonstrationFeatures, EnsembleLinear
@@ -327,7 +329,7 @@ def test_nan_from_the_environment_is_named():
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}, {"guidance": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}, {"guidance": 1.0}, {"elite": 5}])
 def test_a_resumed_run_continues_exactly(tmp_path, settings):
     whole = learner(**settings).learn_rollouts(2)
     whole.save_checkpoint(tmp_path / "at_2")
@@ -571,6 +573,101 @@ def test_the_acting_policy_acts_as_the_learner_does(cloned_rollouts):
             load_acting_policy(broken)
 
 
+# ------------------------------------------------------------------------------------------------------ the elite
+
+
+def failures(*heights: float, lead: int = 3) -> list[Collected]:
+    """Rollouts of seven decisions that failed; the state after the first `lead` was the highest."""
+    here = DemonstrationSAC(reaching(horizon=7), demonstration(), cloned=copy.deepcopy(cloned()), **FAST)
+    here.learn_rollouts(1)
+    phi = np.full((len(heights), 7), 0.1)
+    phi[:, 0], phi[:, lead] = np.nan, heights
+    return [stored(here, 1, success=False, phi=row) for row in phi]
+
+
+def in_demonstration(model: DemonstrationSAC) -> dict[int, list[int]]:
+    """Steps of each episode that is shown."""
+    shown = model.demonstration_buffer
+    episode, step = shown.episode[: shown.size()], shown.step[: shown.size()]
+    return {number: step[episode == number].tolist() for number in np.unique(episode).tolist()}
+
+
+def test_what_got_furthest_is_shown_until_there_are_successes(monkeypatch):
+    """By hand: one place for every two rollouts, two places, and each success takes one."""
+    monkeypatch.setattr(offpolicy, "ELITE_SHARE", 2)
+    model, demo = distant(elite=2), list(range(10))
+    first, second, third, fourth, blind = failures(0.3, 0.5, 0.4, 0.6, np.nan)
+    blind = dataclasses.replace(blind, phi=np.full(7, np.nan))
+    for episode, shown in (
+        (first, {}),  # of one, the best is not good
+        (second, {2: [0, 1, 2]}),
+        (blind, {2: [0, 1, 2]}),
+        (third, {2: [0, 1, 2], 4: [0, 1, 2]}),
+        (fourth, {2: [0, 1, 2], 5: [0, 1, 2]}),
+        (dataclasses.replace(first, success=True), {5: [0, 1, 2], 6: list(range(7))}),
+        (dataclasses.replace(first, success=True), {6: list(range(7)), 7: list(range(7))}),
+    ):
+        before = weights(model)
+        there = set(in_demonstration(model))
+        model.learn_from(episode)
+        assert in_demonstration(model) == {0: demo, **shown}
+        changed = any(not torch.equal(before[k], v) for k, v in weights(model).items() if k.startswith("cloned.net"))
+        assert changed == (there != set(in_demonstration(model))), "the cloned policy learns what is shown"
+    model.retract([6])
+    model.learn_from(blind)
+    assert in_demonstration(model) == {0: demo, 5: [0, 1, 2], 7: list(range(7))}, "a place is free; 6 has lost its own"
+
+
+def test_the_critic_goes_on_where_the_way_up_ends():
+    model = distant(elite=5, n_steps=3)
+    for episode in failures(0.3, 0.3, 0.3, 0.3, 0.9):
+        model.learn_from(episode)
+    assert in_demonstration(model)[5] == [0, 1, 2]
+    batch = model.demonstration_buffer._get_samples(np.arange(10, 13))
+    np.testing.assert_allclose(batch.discounts[:, 0], 0.98 ** np.array([3, 2, 1]), rtol=1e-6)
+    assert not batch.dones.any()
+
+
+def test_who_failed_under_a_persons_hand_or_never_rose_is_no_elite():
+    helped = [
+        dataclasses.replace(one, intervened=np.eye(7, dtype=bool)[1]) for one in failures(0.9, 0.8, 0.7, 0.6, 0.5)
+    ]
+    model = distant(elite=5)
+    for episode in helped:
+        model.learn_from(episode)
+    assert in_demonstration(model) == {0: list(range(10)), **{number: [1] for number in range(1, 6)}}
+    model = distant(elite=5)
+    for episode in failures(*[0.9] * 5, lead=0):
+        model.learn_from(dataclasses.replace(episode, phi=np.linspace(0.9, 0.1, 7)))
+    assert in_demonstration(model) == {0: list(range(10))}
+    model = distant()
+    for episode in failures(*[0.9] * 5):
+        model.learn_from(episode)
+    assert in_demonstration(model) == {0: list(range(10))}, "nobody asked for one"
+    with pytest.raises(TraceError, match="elite is -1; expected a number of rollouts"):
+        distant(elite=-1)
+
+
+def test_an_interrupted_rollout_leaves_the_elite_as_it_was(monkeypatch):
+    model = distant(elite=5)
+    for episode in failures(0.3, 0.4, 0.5, 0.6, 0.7):
+        model.learn_from(episode)
+    before = model.demonstration_buffer.rows()
+    assert set(in_demonstration(model)) == {0, 5}
+
+    def interrupt():
+        assert set(in_demonstration(model)) == {0, 6}, "the better one was just put in its place"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "_fit_clone", interrupt)
+    [better] = failures(0.9)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn_from(better)
+    assert model.rollouts == len(model.evidence.outcomes) == 5
+    for name, column in model.demonstration_buffer.rows().items():
+        np.testing.assert_array_equal(column, before[name], err_msg=name)
+
+
 # ------------------------------------------------------------------------------------------------------ the guide
 
 
@@ -632,6 +729,24 @@ def test_a_buffer_that_has_gone_round_forgets_the_right_rows():
     assert (buffer.size(), buffer.full, buffer.pos) == (4, False, 4)
     assert buffer.paid[:4].tolist() == [12, 30, 31, 32], "the two oldest had gone before"
     assert buffer.episode[:4].tolist() == [1, 3, 3, 3]
+
+
+def test_the_ways_up_of_a_buffer_that_has_gone_round():
+    model = learner()
+    observation, action = np.zeros(model.observation_space.shape), np.zeros(model.action_space.shape)
+    buffer = EpisodeReplay(8, model.observation_space, model.action_space, n_steps=1, gamma=0.9)
+    for number, phi in ((1, [0.1, 0.9, 0.2]), (2, [np.nan, 0.4, 0.3]), (3, [0.1, 0.2, 0.6])):
+        for step in range(3):
+            buffer.add_transition(observation, observation, action, 0.0, terminated=False, truncated=step == 2)
+        buffer.finish(3, number, success=False, phi=np.array(phi))
+    assert buffer.episode[:8].tolist() == [3, 1, 1, 2, 2, 2, 3, 3]
+    ways = buffer.ways_up([1, 2, 3])
+    assert set(ways) == {2, 3}, "the way to the top of 1 has lost its beginning"
+    assert ways[2][0] == pytest.approx(0.4)
+    assert ways[2][1].tolist() == [3]
+    assert ways[3][0] == pytest.approx(0.6)
+    assert ways[3][1].tolist() == [6, 7]
+    assert buffer.ways_up([]) == {}
 
 
 def test_the_guide_pays_for_everything_under_its_newest_self():

@@ -150,9 +150,10 @@ def test_shaped_transitions_telescope(begun, demonstration, model, weight, pessi
 
 def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
     settings = dataclasses.replace(SETTINGS, guidance=1.0, gamma=0.98)
+    guide_arm = arm_named("grm_guided")
     opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
-    for arm, guided in ((SPARSE, False), (GRM_SHAPED, True), (arm_named("self_guided"), True)):
-        onlooker = Script(*opinions) if arm == GRM_SHAPED else None
+    for arm, guided in ((SPARSE, False), (guide_arm, True), (arm_named("self_guided"), True)):
+        onlooker = Script(*opinions) if arm == guide_arm else None
         venv, _ = make_learner_env(arm, settings, demonstration, onlooker, Stopwatch())
         learner = make_learner(arm, settings, demonstration, onlooker, venv)
         assert (learner.guide is not None) == guided, arm.name
@@ -160,17 +161,19 @@ def test_a_guided_learner_is_told_and_not_paid(begun, demonstration):
         venv.reset()
         _, [reward], _, [info] = venv.step(np.zeros((1, 4), np.float32))
         assert reward == 0.0
-        assert info.get("phi") == (opinions[1].phi if arm == GRM_SHAPED else None)
+        assert info.get("phi") == (opinions[1].phi if arm == guide_arm else None)
         venv.close()
 
 
-def test_an_arm_that_guides_nobody_is_paid_among_guided_ones(demonstration):
+@pytest.mark.parametrize(("name", "elite"), [("grm", 5), ("grm_paid", 0)])
+def test_an_arm_that_guides_nobody_is_paid_among_guided_ones(demonstration, name, elite):
     settings = dataclasses.replace(SETTINGS, guidance=1.0, gamma=0.98)
-    arm = arm_named("grm_paid")
+    arm = arm_named(name)
     opinions = [Opinion(phi=float(value)) for value in np.linspace(0, 1, len(demonstration))]
     venv, _ = make_learner_env(arm, settings, demonstration, Script(*opinions), Stopwatch())
     learner = make_learner(arm, settings, demonstration, Script(*opinions), venv)
     assert learner.guide is None
+    assert learner.elite == elite
     assert learner.demonstration.rewards[3] == pytest.approx(0.1 * (0.98 * opinions[4].phi - opinions[3].phi), abs=1e-6)
     venv.seed(3)
     venv.reset()
@@ -367,15 +370,13 @@ def test_every_arm_of_the_benchmark_has_an_onlooker_or_needs_none(begun, demonst
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("guidance", "alone"), [(0.0, "sparse"), (1.0, "self_guided")])
-def test_a_potential_that_abstains_everywhere_is_an_arm_without_one_and_says_so(
-    begun_copy, monkeypatch, guidance, alone
-):
-    settings = dataclasses.replace(SETTINGS, guidance=guidance)
+@pytest.mark.parametrize(("name", "alone"), [("grm", "sparse"), ("grm_guided", "self_guided")])
+def test_a_potential_that_abstains_everywhere_is_an_arm_without_one_and_says_so(begun_copy, monkeypatch, name, alone):
+    settings = dataclasses.replace(SETTINGS, guidance=1.0)
     assert run_arm(settings, arm_named(alone), begun_copy)
     monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Script(Opinion()))
-    assert run_arm(settings, GRM_SHAPED, begun_copy)
-    without, silent = (what_happened(arm_folder(begun_copy, name) / "rollouts.csv") for name in (alone, "grm"))
+    assert run_arm(settings, arm_named(name), begun_copy)
+    without, silent = (what_happened(arm_folder(begun_copy, arm) / "rollouts.csv") for arm in (alone, name))
     assert [row["abstained"] for row in silent] == [row["length"] for row in silent]
     for row in (*without, *silent):
         del row["abstained"]
@@ -385,16 +386,16 @@ def test_a_potential_that_abstains_everywhere_is_an_arm_without_one_and_says_so(
 def test_a_guided_arm_that_was_killed_goes_on_as_if_it_had_not(begun, tmp_path):
     settings = dataclasses.replace(SETTINGS, guidance=1.0)
     whole, killed = (shutil.copytree(begun, tmp_path / name) for name in ("whole", "killed"))
-    assert run_arm(settings, GRM_SHAPED, whole)
+    assert run_arm(settings, arm_named("grm_guided"), whole)
 
     def die(rollout):
         raise KeyboardInterrupt
 
     for _ in range(2):  # each session makes one rollout
         with pytest.raises(KeyboardInterrupt):
-            run_arm(settings, GRM_SHAPED, killed, on_rollout=die)
-    assert run_arm(settings, GRM_SHAPED, killed)
-    rows = [what_happened(arm_folder(folder, "grm") / "rollouts.csv") for folder in (whole, killed)]
+            run_arm(settings, arm_named("grm_guided"), killed, on_rollout=die)
+    assert run_arm(settings, arm_named("grm_guided"), killed)
+    rows = [what_happened(arm_folder(folder, "grm_guided") / "rollouts.csv") for folder in (whole, killed)]
     assert len(rows[0]) == 3
     assert rows[0] == rows[1]
 
