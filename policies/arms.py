@@ -128,9 +128,9 @@ MAIN = (
 """The questions of the benchmark, the most important first."""
 FEATURES = tuple(
     replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")
-    for arm in (CLONED, SPARSE, GRM_SHAPED, GRM_ONLY)
+    for arm in (CLONED, SPARSE, replace(GRM_SHAPED, use="guide"), GRM_ONLY)
 )
-"""The same questions to a policy that sees what a robot sees."""
+"""The same questions to a policy that sees what a robot sees, guided as a session's is."""
 ABLATIONS = (
     Arm(name="grm_zero_shot", about="the GRM without adaptation", potential="grm", adapted=False),
     Arm(name="grm_incremental", about="the GRM's hops added up", potential="grm", perspective="incremental"),
