@@ -92,6 +92,11 @@ def distilled_prover(demonstration: Episode, model: Distilled) -> Onlooker:
     return DistilledOnlooker(model)
 
 
+def misleading(demonstration: Episode, model: Distilled) -> Onlooker:
+    """For ways of nobody who knows."""
+    return HandOnlooker(demonstration)
+
+
 def paid(arm: Arm) -> Arm:
     """The arm without its elite."""
     return replace(arm, use="paid")
@@ -117,7 +122,8 @@ WAYS = {
     "grm, guided": Way(guided(GRM_SHAPED)),
     "grm, elite": Way(GRM_SHAPED, weight=0.0),
     "grm, elite, paid": Way(GRM_SHAPED),
-    "misled": Way(PROVER, onlooker=lambda demonstration, model: HandOnlooker(demonstration)),
+    "misled, guided": Way(guided(PROVER), onlooker=misleading),
+    "misled, elite, paid": Way(PROVER, onlooker=misleading),
 }
 
 

@@ -61,8 +61,12 @@ def earlier_rows(path: Path) -> list[dict[str, object]]:
         return [{k: value(k, v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-@cache
 def this_commit() -> str:
     """As of the first result of this process: what it writes itself does not make a changed checkout."""
+    return _commit(RESULTS)
+
+
+@cache
+def _commit(folder: Path) -> str:
     command = ["git", "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

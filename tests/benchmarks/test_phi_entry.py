@@ -45,7 +45,7 @@ def test_ways_are_run_once_and_told_what_they_were_told(written, monkeypatch):
     options = PhiEntry(
         tasks=("reach",),
         seeds=(3,),
-        ways=("dense, paid, 0.5", "misled"),
+        ways=("dense, paid, 0.5", "misled, guided"),
         rollouts=2,
         evaluation_episodes=1,
         out=written / "runs",
@@ -55,15 +55,15 @@ def test_ways_are_run_once_and_told_what_they_were_told(written, monkeypatch):
     folder = written / "runs" / "reach-v3" / "3"
     with (written / "results" / "phi_entry.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["arm"] for row in rows] == ["sparse", "dense, paid, 0.5", "misled"]
+    assert [row["arm"] for row in rows] == ["sparse", "dense, paid, 0.5", "misled, guided"]
     assert {row["commit"] for row in rows} == {"0000000"}
     told = {}
-    for name in ("sparse", "dense, paid, 0.5", "misled"):
+    for name in ("sparse", "dense, paid, 0.5", "misled, guided"):
         with (folder / "arms" / name / "rollouts.csv").open() as file:
             told[name] = list(csv.DictReader(file))
     assert not any(row["mean_phi"] for row in told["sparse"])
-    assert all(row["mean_phi"] for name in ("dense, paid, 0.5", "misled") for row in told[name])
-    assert all(row["reward"] == row["task_reward"] for name in ("sparse", "misled") for row in told[name])
+    assert all(row["mean_phi"] for name in ("dense, paid, 0.5", "misled, guided") for row in told[name])
+    assert all(row["reward"] == row["task_reward"] for name in ("sparse", "misled, guided") for row in told[name])
     assert any(row["reward"] != row["task_reward"] for row in told["dense, paid, 0.5"])
     seeds, actions = zip(*phi_entry.rollouts_of(folder / "arms" / "sparse" / "policy", 3), strict=True)
     assert len(set(seeds)) == 2
