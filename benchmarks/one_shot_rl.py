@@ -25,10 +25,10 @@ from envs.metaworld import HELD_OUT, PRECISE, task_name
 from grm.cli import Rl
 from grm.errors import GrmError
 from grm.metrics import Interval
-from policies.arms import ABLATIONS, ARMS, FEATURES, GUIDED, MAIN, SELF_GUIDED
+from policies.arms import ABLATIONS, ARMS, FEATURES, GUIDED, MAIN
 from policies.grid import Cell
 from policies.log import SECONDS, arm_folder, read_rollouts
-from policies.one_shot import OneShotSettings, read_evaluation
+from policies.one_shot import read_evaluation
 
 from .results import RESULTS, earlier_rows, write_result
 
@@ -148,7 +148,7 @@ def summarize(rows: Sequence[Row], rollouts: int) -> dict[str, float | Interval]
         "rollouts_to_80_vs_prover": table.ratio("rollouts_to_80", "grm", "prover"),
         "tasks_worse_than_sparse": worse_tasks(table, "grm", "sparse"),
         "no_env_reward_success": table.mean("final_success", "grm_only", headline),
-        "features_success": table.mean("final_success", "grm_features", headline),
+        "features_success": table.mean("final_success", "grm_features", every),
         "false_success_rate": false_success_rate(rows, "grm_only"),
         "headline_tasks": float(len(headline)) if headline else None,
     }
@@ -270,9 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    # Where nobody is guided, the self-guided arm is the sparse one again.
-    known = [arm for arm in ARMS if arm is not SELF_GUIDED or OneShotSettings().guidance]
-    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in known])
+    parser.add_argument("--arms", nargs="+", default=[arm.name for arm in ARMS])
     parser.add_argument("--rollouts", type=int, default=150)
     parser.add_argument("--evaluation-episodes", type=int, default=50)
     parser.add_argument("--model", default="")

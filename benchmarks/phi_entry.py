@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,16 @@ class Way:
     """Of γΦ' - Φ, where it is paid."""
     guided_gamma: float = 0.9
     """The learner's discount while it is guided and never succeeds; .98 is the potential's own."""
-    onlooker: Callable[[Episode, Distilled], Onlooker] | None = None
-    """Who says Φ instead of the arm's own onlooker, given the demonstration and the task's distilled prover."""
+    onlooker: Callable[[str, "PhiEntry", Episode], Onlooker] | None = None
+    """Who says Φ instead of the arm's own onlooker, given the task, what is run and the demonstration."""
 
 
-def distilled_prover(demonstration: Episode, model: Distilled) -> Onlooker:
+def distilled_prover(task: str, options: "PhiEntry", demonstration: Episode) -> Onlooker:
     """For ways of the prover."""
-    return DistilledOnlooker(model)
+    return DistilledOnlooker(distilled(task, options))
 
 
-def misleading(demonstration: Episode, model: Distilled) -> Onlooker:
+def misleading(task: str, options: "PhiEntry", demonstration: Episode) -> Onlooker:
     """For ways of nobody who knows."""
     return HandOnlooker(demonstration)
 
@@ -147,7 +148,8 @@ def distilled(task: str, options: PhiEntry) -> Distilled:
     if not where.exists():
         rollouts = rollouts_of(arm_folder(folder, "sparse") / "policy", options.seeds[0])
         env = make_env(task, 1000)
-        model = distill(ask(env, rollouts_but_every_fifth(rollouts), per_rollout=5, gamma=0.98, seed=0), seed=0)
+        fitted = [rollout for k, rollout in enumerate(rollouts) if k % 5]
+        model = distill(ask(env, fitted, per_rollout=5, gamma=0.98, seed=0), seed=0)
         test = ask(env, rollouts[::5], per_rollout=5, gamma=0.98, seed=1)
         env.close()
         (folder / "agreement.json").write_text(json.dumps(agreement(model, test)))
@@ -156,11 +158,6 @@ def distilled(task: str, options: PhiEntry) -> Distilled:
     model = Distilled(np.zeros((2, len(weights["mean"])), np.float32))
     model.load_state_dict(weights)
     return model
-
-
-def rollouts_but_every_fifth(rollouts: Sequence[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
-    """Those to fit on; the others are for measuring."""
-    return [rollout for k, rollout in enumerate(rollouts) if k % 5]
 
 
 def rollouts_of(checkpoint: Path, seed: int) -> list[tuple[int, np.ndarray]]:
@@ -186,10 +183,7 @@ def run(task: str, seed: int, name: str, options: PhiEntry) -> dict[str, Any]:
         guided_gamma=way.guided_gamma,
         checkpoint_every=BLOCK,
     )
-    onlooker = None
-    if way.onlooker is not None:
-        model, who = distilled(task, options), way.onlooker
-        onlooker = lambda demonstration: who(demonstration, model)  # noqa: E731
+    onlooker = None if way.onlooker is None else partial(way.onlooker, task, options)
     began = time.perf_counter()
     run_arm(settings, replace(way.arm, name=name), folder, onlooker=onlooker)
     success = [row["true_success"] == "True" for row in read_rollouts(arm_folder(folder, name) / "rollouts.csv")]

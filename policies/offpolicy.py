@@ -126,7 +126,7 @@ class DemonstrationSAC(SAC):
         ent_coef: entropy coefficient, or `auto` (`auto_0.1` starts at 0.1) for SAC's own adjustment.
         exploration_noise: largest standard deviation; see `ProposalPolicy`.
         imitation_steps: gradient steps of the cloned policy after each success, on the demonstration and all successes;
-            with 0 successes do not join the demonstration.
+            with 0 neither these nor an elite join the demonstration.
         imitation_weight: factor, in the actor's loss, of its mean action's mean squared distance from the cloned
             policy's, and from the action itself in the batch's share of demonstration.
         cloned_rollouts: first rollouts acted by the noisy cloned policy alone; later ones are as it fares.
@@ -464,7 +464,7 @@ class DemonstrationSAC(SAC):
         """Whatever interrupts: half an episode must not stay, n-step returns would run on from it into the next one."""
         replay, taught, steps = self.replay_buffer, self.demonstration_buffer, self.num_timesteps
         before, known = (replay.pos, replay.full, taught.pos, taught.full), len(self.evidence.outcomes)
-        shown = taught.rows()  # those of an elite may leave from among them
+        shown = taught.rows() if self.elite else {}  # some may leave from among them
         finished = False
         try:
             yield
@@ -545,6 +545,8 @@ class DemonstrationSAC(SAC):
 
     def _choose_elite(self) -> None:
         """Of the failures, those that got furthest are in the demonstration, as many as successes are missing."""
+        if not (self.elite and self.imitation_steps):
+            return
         outcomes, taught = self.evidence.outcomes, self.demonstration_buffer
         failures = {number for number, outcome in enumerate(outcomes, 1) if outcome.failed_alone}
         missing = self.elite - sum(outcome.success for outcome in outcomes)
@@ -557,8 +559,7 @@ class DemonstrationSAC(SAC):
         taught.drop(there - chosen)
         for number in sorted(chosen - there):
             taught.take(self.replay_buffer, ways[number][1])
-        if self.imitation_steps:
-            self._fit_clone()
+        self._fit_clone()
 
     def _fit_clone(self) -> None:
         """The cloned policy is trained a little further on all of the demonstration."""

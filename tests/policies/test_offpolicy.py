@@ -329,7 +329,7 @@ def test_nan_from_the_environment_is_named():
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}, {"guidance": 1.0}, {"elite": 5}])
+@pytest.mark.parametrize("settings", [{}, {"ent_coef": 0.1}, {"buffer_size": 20}, {"guidance": 1.0}])
 def test_a_resumed_run_continues_exactly(tmp_path, settings):
     whole = learner(**settings).learn_rollouts(2)
     whole.save_checkpoint(tmp_path / "at_2")
@@ -616,6 +616,31 @@ def test_what_got_furthest_is_shown_until_there_are_successes(monkeypatch):
     model.retract([6])
     model.learn_from(blind)
     assert in_demonstration(model) == {0: demo, 5: [0, 1, 2], 7: list(range(7))}, "a place is free; 6 has lost its own"
+
+
+def test_a_resumed_learner_has_its_elite(tmp_path):
+    whole = distant(elite=5)
+    for episode in failures(0.3, 0.4, 0.5, 0.7, 0.6, 0.2, 0.1, 0.1, 0.1):
+        whole.learn_from(episode)
+    whole.save_checkpoint(tmp_path)
+    assert set(in_demonstration(whole)) == {0, 4}
+    [better] = failures(0.65)
+    torch.manual_seed(0)
+    whole.learn_from(better)
+    assert set(in_demonstration(whole)) == {0, 4, 10}, "ten rollouts, two places"
+    resumed = DemonstrationSAC.load_checkpoint(tmp_path, whole.env)
+    torch.manual_seed(0)
+    resumed.learn_from(better)
+    assert in_demonstration(resumed) == in_demonstration(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, resumed.policy.state_dict()[name]), name
+
+
+def test_who_imitates_nothing_has_no_elite():
+    model = distant(elite=5, imitation_steps=0)
+    for episode in failures(*[0.9] * 5):
+        model.learn_from(episode)
+    assert set(in_demonstration(model)) == {0}
 
 
 def test_the_critic_goes_on_where_the_way_up_ends():
