@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from envs.metaworld import PRETRAINING, MetaWorldEnv, task_name
 from grm.data.episodes import Episode
-from grm.errors import GrmError, TaskError
+from grm.errors import GrmError, TaskError, TraceError
 from grm.metrics import Interval, expected_interval
 from policies.arms import DENSE, GRM_SHAPED, PROVER, SPARSE, Arm
 from policies.checkpoint import read_checkpoint
@@ -172,8 +172,6 @@ def run(task: str, seed: int, name: str, options: PhiEntry) -> dict[str, Any]:
     """Train and evaluate one way; returns its row, read back if it was run before."""
     folder, way = options.out / task / str(seed), WAYS[name]
     done = arm_folder(folder, name) / "row.json"
-    if done.exists():
-        return json.loads(done.read_text())
     settings = OneShotSettings(
         task=task,
         seed=seed,
@@ -183,6 +181,14 @@ def run(task: str, seed: int, name: str, options: PhiEntry) -> dict[str, Any]:
         guided_gamma=way.guided_gamma,
         checkpoint_every=BLOCK,
     )
+    if done.exists():
+        row = json.loads(done.read_text())
+        if row["rollouts"] != options.rollouts or row["evaluation_episodes"] != options.evaluation_episodes:
+            raise TraceError(
+                f"{done} is of {row['rollouts']} rollouts, evaluated on {row['evaluation_episodes']} instances; "
+                f"expected {options.rollouts} and {options.evaluation_episodes}: choose another --out"
+            )
+        return row
     onlooker = None if way.onlooker is None else partial(way.onlooker, task, options)
     began = time.perf_counter()
     run_arm(settings, replace(way.arm, name=name), folder, onlooker=onlooker)
@@ -195,6 +201,8 @@ def run(task: str, seed: int, name: str, options: PhiEntry) -> dict[str, Any]:
         "mean": float(np.mean(success)),
         "last": float(np.mean(success[-2 * BLOCK :])),
         "fresh": read_evaluation(folder, name),
+        "rollouts": options.rollouts,
+        "evaluation_episodes": options.evaluation_episodes,
         **blocks,
         "seconds": round(time.perf_counter() - began),
         "commit": this_commit(),

@@ -85,17 +85,18 @@ class EpisodeReplay(NStepReplayBuffer):
     def ways_up(self, episodes: Collection[int]) -> dict[int, tuple[float, Int[np.ndarray, " k"]]]:
         """Of each of these episodes, the highest `phi` and the rows that lead there, in order, at least one.
 
-        Episodes that nobody judged, that were never higher than at their first step, or whose first rows are gone are
-        left out.
+        Episodes that nobody judged, that were never higher than where they were first judged, or whose first rows are
+        gone are left out.
         """
         found = {}
         mine = np.flatnonzero(np.isin(self.episode[: self.size()], list(episodes)))
         mine = mine[np.lexsort((self.step[mine], self.episode[mine]))]
         for rows in np.split(mine, np.flatnonzero(np.diff(self.episode[mine])) + 1):
             phi = self.phi[rows]
-            if len(rows) and self.step[rows[0]] == 0 and np.isfinite(phi).any():
+            judged = np.flatnonzero(np.isfinite(phi))
+            if len(judged) and self.step[rows[0]] == 0:
                 highest = int(np.nanargmax(phi))
-                if highest:
+                if highest > judged[0]:
                     found[int(self.episode[rows[0]])] = float(phi[highest]), rows[:highest]
         return found
 

@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from benchmarks import phi_entry, results
 from benchmarks.distilled import Asked, agreement, ask, distill
 from benchmarks.phi_entry import PhiEntry, main
 from envs.metaworld import MetaWorldEnv
-from grm.errors import TaskError
+from grm.errors import TaskError, TraceError
 
 
 @pytest.fixture
@@ -74,6 +75,8 @@ def test_ways_are_run_once_and_told_what_they_were_told(written, monkeypatch):
 
     monkeypatch.setattr(phi_entry, "run_arm", lambda *_, **__: pytest.fail("it was run before"))
     main(options)
+    with pytest.raises(TraceError, match=r"is of 2 rollouts.*expected 3 and 1: choose another --out"):
+        main(replace(options, rollouts=3))
 
 
 def test_provers_label_where_the_learner_was_and_what_they_pass():

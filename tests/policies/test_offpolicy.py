@@ -760,7 +760,7 @@ def test_the_ways_up_of_a_buffer_that_has_gone_round():
     model = learner()
     observation, action = np.zeros(model.observation_space.shape), np.zeros(model.action_space.shape)
     buffer = EpisodeReplay(8, model.observation_space, model.action_space, n_steps=1, gamma=0.9)
-    for number, phi in ((1, [0.1, 0.9, 0.2]), (2, [np.nan, 0.4, 0.3]), (3, [0.1, 0.2, 0.6])):
+    for number, phi in ((1, [0.1, 0.9, 0.2]), (2, [np.nan, 0.3, 0.4]), (3, [0.1, 0.2, 0.6])):
         for step in range(3):
             buffer.add_transition(observation, observation, action, 0.0, terminated=False, truncated=step == 2)
         buffer.finish(3, number, success=False, phi=np.array(phi))
@@ -768,10 +768,12 @@ def test_the_ways_up_of_a_buffer_that_has_gone_round():
     ways = buffer.ways_up([1, 2, 3])
     assert set(ways) == {2, 3}, "the way to the top of 1 has lost its beginning"
     assert ways[2][0] == pytest.approx(0.4)
-    assert ways[2][1].tolist() == [3]
+    assert ways[2][1].tolist() == [3, 4]
     assert ways[3][0] == pytest.approx(0.6)
     assert ways[3][1].tolist() == [6, 7]
     assert buffer.ways_up([]) == {}
+    buffer.phi[3:6] = [np.nan, 0.4, 0.3]
+    assert set(buffer.ways_up([2, 3])) == {3}, "a rollout of one's own is first judged in its second state"
 
 
 def test_the_guide_pays_for_everything_under_its_newest_self():
