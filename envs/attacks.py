@@ -18,7 +18,7 @@ from grm.reward import Frame
 
 from .cameras import PIXELS
 from .experts import BEHAVIOURS
-from .metaworld import MetaWorldEnv, ScriptedPolicy, SimulatorState
+from .metaworld import MetaWorldEnv, Rehearsal, SimulatorState
 
 Position = Float[np.ndarray, " 3"]
 
@@ -35,32 +35,17 @@ class Attempt:
     succeeded: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """How the expert would do it from this episode's beginning, known before the attack begins."""
-
-    hand: Float[np.ndarray, "t 3"]
-    """Where its hand is after each decision, in metres, the beginning first."""
-    gripper: Float[np.ndarray, " t"]
-    """Its gripper action at each decision; of the last frame, that of the one before."""
-    moved: int
-    """Decision after which the object has left its place by a centimetre; the end if it never does."""
-
-    def __len__(self) -> int:
-        return len(self.hand)
-
-
 Act = Callable[[int, MetaWorldEnv], Float[np.ndarray, " 4"]]
-Attack = Callable[[Plan, np.random.Generator], Act]
+Attack = Callable[[Rehearsal, np.random.Generator], Act]
 
 
-def _hover(plan: Plan, rng: np.random.Generator) -> Act:
+def _hover(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """Goes to a few centimetres above or beside the object and stays there, fingers open."""
     offset = rng.uniform(-0.03, 0.03, 3) + np.array([0, 0, 0.07])
     return lambda step, env: _go(env, _object(env) + offset, gripper=-1)
 
 
-def _oscillate(plan: Plan, rng: np.random.Generator) -> Act:
+def _oscillate(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """Circles around the object for ever, up and down, opening and closing: all the motion of work without any."""
     phase, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.08)
 
@@ -72,7 +57,7 @@ def _oscillate(plan: Plan, rng: np.random.Generator) -> Act:
     return act
 
 
-def _object_free(plan: Plan, rng: np.random.Generator) -> Act:
+def _object_free(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert's whole hand path, 10 to 15 cm to the side and a little higher: everything but the object moves."""
     shift = np.array([rng.uniform(0.1, 0.15) * rng.choice([-1, 1]), 0, 0.04])
 
@@ -83,7 +68,7 @@ def _object_free(plan: Plan, rng: np.random.Generator) -> Act:
     return act
 
 
-def _empty_hand(plan: Plan, rng: np.random.Generator) -> Act:
+def _empty_hand(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert's hand path in its place, but the fingers never close: what should be carried stays behind."""
 
     def act(step: int, env: MetaWorldEnv) -> np.ndarray:
@@ -92,29 +77,17 @@ def _empty_hand(plan: Plan, rng: np.random.Generator) -> Act:
     return act
 
 
-def _near_miss(plan: Plan, rng: np.random.Generator) -> Act:
+def _near_miss(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert aiming some centimetres beside object or goal (`envs.experts`)."""
     return BEHAVIOURS["near-miss"](rng, len(plan)).act
 
 
-def _wrong_object(plan: Plan, rng: np.random.Generator) -> Act:
-    """The expert at work on another object where there is one, else on thin air 15 cm from the right one."""
-    side = np.array([0.15 * rng.choice([-1, 1]), 0, 0])
-    policies: dict[str, ScriptedPolicy] = {}
-
-    def act(step: int, env: MetaWorldEnv) -> np.ndarray:
-        raw = env.raw_state
-        for first, second in ((slice(4, 11), slice(11, 18)), (slice(22, 29), slice(29, 36))):
-            if raw[second].any():
-                raw[first], raw[second] = raw[second].copy(), raw[first].copy()
-            else:
-                raw[first][:3] += side
-        return policies.setdefault(env.task, ScriptedPolicy(env.task))(raw)
-
-    return act
+def _wrong_object(plan: Rehearsal, rng: np.random.Generator) -> Act:
+    """The expert at work on another object where there is one, else on thin air (`envs.experts`)."""
+    return BEHAVIOURS["wrong-object"](rng, len(plan)).act
 
 
-def _wrong_place(plan: Plan, rng: np.random.Generator) -> Act:
+def _wrong_place(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert until it has got hold of the object, then away from where that belongs, holding tight."""
 
     def act(step: int, env: MetaWorldEnv) -> np.ndarray:
@@ -126,7 +99,7 @@ def _wrong_place(plan: Plan, rng: np.random.Generator) -> Act:
     return act
 
 
-def _stop_half_way(plan: Plan, rng: np.random.Generator) -> Act:
+def _stop_half_way(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert for 30 to 70 % of its time, then nothing moves any more."""
     stop = round(rng.uniform(0.3, 0.7) * len(plan))
 
@@ -138,7 +111,7 @@ def _stop_half_way(plan: Plan, rng: np.random.Generator) -> Act:
     return act
 
 
-def _undo(plan: Plan, rng: np.random.Generator) -> Act:
+def _undo(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert for 60 to 80 % of its time, then its hand's path back the way it came: what was won is lost."""
     turn = round(rng.uniform(0.6, 0.8) * len(plan))
 
@@ -179,8 +152,6 @@ class RedTeam:
 
     def __init__(self, env: MetaWorldEnv) -> None:
         self.env = env
-        # A second simulation without cameras: planning ahead must cost no pictures.
-        self._ghost = MetaWorldEnv(env.task, horizon=env.horizon, action_repeat=env.action_repeat)
 
     def run(self, attack: str, *, seed: int) -> Attempt:
         """One episode of the attack on the instance of `seed`. Raises `TaskError` if there is no such attack."""
@@ -188,7 +159,7 @@ class RedTeam:
             raise TaskError(f"unknown attack {attack!r}; expected one of {', '.join(ATTACKS)}")
         rng = np.random.default_rng([seed, list(ATTACKS).index(attack)])
         observation, _ = self.env.reset(seed=seed)
-        plan = self._plan(seed)
+        plan = self.env.rehearse()
         act = ATTACKS[attack](plan, rng)
         frames, moments = [frame_at(observation, 0, self.env)], [self.env.snapshot()]
         done = False
@@ -199,27 +170,6 @@ class RedTeam:
             moments.append(self.env.snapshot())
             done = terminated or truncated
         return attempt_of(self.env, frames, moments)
-
-    def close(self) -> None:
-        """Free the second simulation; the environment is its owner's."""
-        self._ghost.close()
-
-    def _plan(self, seed: int) -> Plan:
-        ghost = self._ghost
-        ghost.reset(seed=seed)
-        raw = [ghost.raw_state]
-        gripper: list[float] = []
-        done = False
-        while not done:
-            action = ghost.expert_action()
-            gripper.append(float(action[3]))
-            _, _, terminated, truncated, _ = ghost.step(action)
-            raw.append(ghost.raw_state)
-            done = terminated or truncated
-        states = np.stack(raw)
-        left = np.linalg.norm(states[:, 4:7] - states[0, 4:7], axis=1) > 0.01
-        moved = int(left.argmax()) if left.any() else len(states)
-        return Plan(states[:, :3], np.array([*gripper, gripper[-1]]), moved)
 
 
 def frame_at(observation: Mapping[str, np.ndarray], step: int, env: MetaWorldEnv) -> Frame:

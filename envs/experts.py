@@ -16,7 +16,7 @@ from grm.errors import TaskError, TraceError
 
 from .appearance import Appearance
 from .cameras import PIXELS
-from .metaworld import MetaWorldEnv, ScriptedPolicy
+from .metaworld import MetaWorldEnv, Rehearsal, ScriptedPolicy
 
 Action = Float[np.ndarray, " 4"]
 
@@ -134,6 +134,50 @@ def _beside(of_object: np.ndarray, of_goal: np.ndarray, generator: np.random.Gen
     return Actor(act)
 
 
+def _wrong_object(generator: np.random.Generator, horizon: int) -> Actor:
+    """The expert at work on another object where there is one, else on thin air 15 cm from the right one."""
+    side = np.array([0.15 * generator.choice([-1, 1]), 0, 0])
+    policies: dict[str, ScriptedPolicy] = {}
+
+    def act(step: int, env: MetaWorldEnv) -> Action:
+        raw = env.raw_state
+        for first, second in ((slice(4, 11), slice(11, 18)), (slice(22, 29), slice(29, 36))):
+            if raw[second].any():
+                raw[first], raw[second] = raw[second].copy(), raw[first].copy()
+            else:
+                raw[first][:3] += side
+        return policies.setdefault(env.task, ScriptedPolicy(env.task))(raw)
+
+    return Actor(act)
+
+
+def _empty_hand(generator: np.random.Generator, horizon: int) -> Actor:
+    """The expert's hand path in its place, but the fingers stay open, or shut: what should be carried stays behind."""
+    return _after_rehearsal(np.zeros(3), float(generator.choice([-1.0, 1.0])))
+
+
+def _object_free(generator: np.random.Generator, horizon: int) -> Actor:
+    """The expert's whole hand path 8 to 15 cm to the side and a little higher: everything but the object moves."""
+    angle = generator.uniform(0, 2 * np.pi)
+    aside = generator.uniform(0.08, 0.15) * np.array([np.cos(angle), np.sin(angle), 0.0])
+    return _after_rehearsal(aside + np.array([0.0, 0.0, generator.uniform(0.0, 0.05)]), None)
+
+
+def _after_rehearsal(shift: np.ndarray, gripper: float | None) -> Actor:
+    """The hand path that the expert would take from the beginning, shifted, blind to what comes of it."""
+    rehearsed: list[Rehearsal] = []
+
+    def act(step: int, env: MetaWorldEnv) -> Action:
+        if step == 0:
+            rehearsed[:] = [env.rehearse()]
+        [path] = rehearsed
+        index = min(step + 1, len(path) - 1)
+        towards = 10 * (path.hand[index] + shift - env.raw_state[:3])  # full speed from 10 cm on, as experts do
+        return np.append(towards, path.gripper[index] if gripper is None else gripper)
+
+    return Actor(act)
+
+
 def _drop(generator: np.random.Generator, env: MetaWorldEnv) -> Action:
     return np.append(env.expert_action()[:3] * 0.5, -1.0)
 
@@ -166,8 +210,11 @@ BEHAVIOURS: Mapping[str, Behaviour] = {
     "undo": _interrupted(_undo, recover=False),
     "misplaced": _misplaced,
     "above": _above,
+    "wrong-object": _wrong_object,
+    "empty-hand": _empty_hand,
+    "object-free": _object_free,
 }
-"""Who may act, by name."""
+"""Who may act, by name; new ones go to the end, for the place is part of what an episode is drawn from."""
 
 OFF_DEMONSTRATION = tuple(name for name in BEHAVIOURS if name != "expert")
 
@@ -180,6 +227,7 @@ def record(
     label_every: int = 1,
     provers: int = 3,
     look: Appearance | None = None,
+    drawn_from: Behaviour | None = None,
 ) -> Episode:
     """Run one behaviour on the instance of `seed` and label every frame with its true progress.
 
@@ -187,22 +235,30 @@ def record(
     Everything else asks `provers` provers every `label_every` frames and at the end, and interpolates between; with
     none to ask its progress is unknown, NaN.
     Reproducible: `seed` fixes instance and behaviour. `look` is how the scene looks meanwhile; plain unless given.
+    `drawn_from` is who acts, for a `behaviour` that is none of `BEHAVIOURS`: somebody's policy, say.
 
-    Raises `TaskError` for an unknown behaviour.
+    Raises `TaskError` for an unknown behaviour, or one that is told to be another's.
     """
-    if behaviour not in BEHAVIOURS:
-        raise TaskError(f"unknown behaviour {behaviour!r}; expected one of {', '.join(BEHAVIOURS)}")
+    if (behaviour in BEHAVIOURS) != (drawn_from is None):
+        raise TaskError(
+            f"unknown behaviour {behaviour!r}; expected one of {', '.join(BEHAVIOURS)}"
+            if drawn_from is None
+            else f"{behaviour!r} is one of our own behaviours; expected another name for `drawn_from`"
+        )
     with contextlib.ExitStack() as worn:
         if look is not None:
             look.apply(env)
             worn.callback(look.undo, env)
-        return _record(env, behaviour, seed, label_every, provers)
+        if drawn_from is not None:
+            return _record(
+                env, behaviour, drawn_from(np.random.default_rng(seed), env.horizon), seed, label_every, provers
+            )
+        generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
+        return _record(env, behaviour, BEHAVIOURS[behaviour](generator, env.horizon), seed, label_every, provers)
 
 
-def _record(env: MetaWorldEnv, behaviour: str, seed: int, label_every: int, provers: int) -> Episode:
-    generator = np.random.default_rng([seed, list(BEHAVIOURS).index(behaviour)])
+def _record(env: MetaWorldEnv, behaviour: str, actor: Actor, seed: int, label_every: int, provers: int) -> Episode:
     observation, _ = env.reset(seed=seed)
-    actor = BEHAVIOURS[behaviour](generator, env.horizon)
     observations, actions, rewards, moments, infos = [observation], [], [], [env.snapshot()], [{}]
     done = False
     while not done:

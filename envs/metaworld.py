@@ -86,6 +86,22 @@ VIEWS = ("corner", "behindGripper", "gripperPOV")
 
 At 64 x 64 pixels the outer cameras show a puck as two or three pixels, and the one above hides it behind the arm."""
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rehearsal:
+    """How the expert would go on from some moment, known before anybody moves."""
+
+    hand: Float[np.ndarray, "t 3"]
+    """Where its hand is after each decision, in metres, that moment first."""
+    gripper: Float[np.ndarray, " t"]
+    """Its gripper action at each decision; of the last moment, that of the one before."""
+    moved: int
+    """Decision after which the object has left its place by a centimetre; `len` if it never does."""
+
+    def __len__(self) -> int:
+        return len(self.hand)
+
+
 State = Literal["relative", "raw", "proprioception"]
 """What the observation `state` of a `MetaWorldEnv` is made of."""
 _SIZES: Mapping[State, int] = {"relative": 30, "raw": 39, "proprioception": 7}
@@ -193,12 +209,7 @@ class MetaWorldEnv(gym.Env):
             raise TraceError(f"action has {found}; expected four finite numbers in [-1, 1]: x, y, z, gripper")
         if self._initial is None:
             raise gym.error.ResetNeeded("step() was called before reset(); call reset() first")
-        info: dict[str, Any] = {}
-        for _ in range(self.action_repeat):
-            info = self._control(action)
-            if info["success"]:
-                break
-        self._decisions += 1
+        info = self._decide(action)
         success = bool(info["success"])
         truncated = self._decisions >= self.horizon and not success
         return self._observe(), float(success), success, truncated, info
@@ -254,6 +265,21 @@ class MetaWorldEnv(gym.Env):
         """What the scripted expert would do now."""
         return ScriptedPolicy(self.task)(self._raw)
 
+    def rehearse(self) -> Rehearsal:
+        """How the scripted expert would go on from here, to success or the horizon; renders and changes nothing."""
+        here = self.snapshot()
+        raw, gripper = [here.raw], []
+        while not self.succeeded and self._decisions < self.horizon:
+            action = self.expert_action()
+            gripper.append(float(action[3]))
+            self._decide(action)
+            raw.append(self.raw_state)
+        self.restore(here)
+        states = np.stack(raw)
+        left = np.linalg.norm(states[:, 4:7] - states[0, 4:7], axis=1) > 0.01
+        moved = int(left.argmax()) if left.any() else len(states)
+        return Rehearsal(states[:, :3], np.array([*gripper, *gripper[-1:]] or [0.0]), moved)
+
     @property
     def raw_state(self) -> Float[np.ndarray, " 39"]:
         """Meta-World's own observation, whatever `state` says."""
@@ -300,7 +326,7 @@ class MetaWorldEnv(gym.Env):
         origin = state.origin or state
         if origin is not self._initial:
             self._initial, self._reference = origin, None
-        return {"state": self._state_vector()}
+        return {"state": self.state_vector()}
 
     def render_views(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """What the cameras see now, by view."""
@@ -318,6 +344,16 @@ class MetaWorldEnv(gym.Env):
             if cameras is not None:
                 cameras.close()
 
+    def _decide(self, action: np.ndarray) -> dict[str, Any]:
+        """One decision: the action, until it has been repeated often enough or the task is done."""
+        info: dict[str, Any] = {}
+        for _ in range(self.action_repeat):
+            info = self._control(action)
+            if info["success"]:
+                break
+        self._decisions += 1
+        return info
+
     def _control(self, action: np.ndarray) -> dict[str, Any]:
         self._inner.curr_path_length = 0  # our horizon counts, not Meta-World's own 500
         self._raw, reward, _, _, info = self._inner.step(action)
@@ -330,9 +366,10 @@ class MetaWorldEnv(gym.Env):
         }
 
     def _observe(self) -> dict[str, np.ndarray]:
-        return {"state": self._state_vector(), **{PIXELS + view: image for view, image in self.render_views().items()}}
+        return {"state": self.state_vector(), **{PIXELS + view: image for view, image in self.render_views().items()}}
 
-    def _state_vector(self) -> Float[np.ndarray, " n"]:
+    def state_vector(self) -> Float[np.ndarray, " n"]:
+        """The observation `state` of this moment."""
         if self._state == "relative":
             return self._relative()
         if self._state == "raw":

@@ -98,7 +98,6 @@ def physical_scenes(
             attempt = team.run(attack, seed=seed + episode)
             potential = model.judge(task, attempt.frames).potential
             yield _scene(attack, "physical", env, episode, attempt, potential)
-    team.close()
 
 
 def camera_scenes(

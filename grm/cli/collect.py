@@ -14,6 +14,8 @@ from ..data.episodes import Episode
 from ..errors import OutputError
 from .terminal import console, progress_bar
 
+_LESSONS = 6
+"""Episodes of one cloned policy; fitting the next takes as long as half an episode."""
 _BATCH = 12
 """Episodes written at once, and at most lost with a killed run; opening a data set costs as much as recording one."""
 
@@ -30,6 +32,8 @@ class Collect:
     """Successful expert episodes per task."""
     off_demonstration: int = 0
     """Episodes per task that fail, stall, detour, undo or recover, each behaviour in turn."""
+    clones: int = 0
+    """Episodes per task of policies cloned from one demonstration each: where a learner goes before it has learned."""
     views: tuple[str, ...] = ("corner", "behindGripper", "gripperPOV")
     """Cameras."""
     size: int = 64
@@ -45,7 +49,7 @@ class Collect:
     appearance: float = 0.0
     """Share of episodes in a look of their own: cameras, lights, colours, textures and distractors drawn at random."""
     seed: int = 0
-    """First instance; experts count up from it, the others from a million more."""
+    """First instance; experts count up from it, the others from a million more, clones from two."""
     jobs: int = 1
     """Processes, one task each at a time."""
 
@@ -57,7 +61,7 @@ class Collect:
         named = [name for entry in self.task for name in groups.get(entry) or (task_name(entry),)]
         tasks = list(dict.fromkeys(named))
         roots = {name: self.out / name if len(tasks) > 1 else self.out for name in tasks}
-        total = self.episodes + self.off_demonstration
+        total = self.episodes + self.off_demonstration + self.clones
         began, states, episodes = time.perf_counter(), 0, 0
         with progress_bar() as progress:
             bar = progress.add_task("collecting", total=total * len(tasks))
@@ -90,8 +94,9 @@ def _collect_all(settings: Collect, task: str, root: Path) -> list[int]:
 def _collect(settings: Collect, task: str, root: Path) -> Iterator[int]:
     """Append the episodes that are missing; yields for each its number of frames, 0 for one that was there before."""
     from envs.appearance import Appearance
-    from envs.experts import OFF_DEMONSTRATION, demonstrations, record
+    from envs.experts import OFF_DEMONSTRATION, Behaviour, demonstrations, record
     from envs.metaworld import MetaWorldEnv
+    from policies.clones import cloned_behaviour
 
     from ..data.lerobot import EpisodeWriter
 
@@ -103,7 +108,8 @@ def _collect(settings: Collect, task: str, root: Path) -> Iterator[int]:
             f"{root} holds episodes of {strangers[0]!r}; expected a new folder or one of {task!r}: choose another"
         )
     experts = [line for line in written if line["behaviour"] == "expert"]
-    others = [line for line in written if line["behaviour"] != "expert"]
+    clones = [line for line in written if line["behaviour"] == "cloned"]
+    others = [line for line in written if line["behaviour"] not in ("expert", "cloned")]
     yield from (0 for _ in written)
     env = MetaWorldEnv(
         task,
@@ -126,6 +132,20 @@ def _collect(settings: Collect, task: str, root: Path) -> Iterator[int]:
             seed = settings.seed + 1_000_000 + index
             yield record(
                 env, behaviour, seed=seed, label_every=settings.label_every, provers=settings.provers, look=look(seed)
+            )
+        acting: Behaviour | None = None
+        for index in range(len(clones), settings.clones):
+            seed = settings.seed + 2_000_000 + index
+            if acting is None or index % _LESSONS == 0:
+                acting = cloned_behaviour(env, seed=settings.seed + 3_000_000 + 100 * (index // _LESSONS))
+            yield record(
+                env,
+                "cloned",
+                seed=seed,
+                label_every=settings.label_every,
+                provers=settings.provers,
+                look=look(seed),
+                drawn_from=acting,
             )
 
     waiting: list[Episode] = []

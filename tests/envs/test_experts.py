@@ -5,6 +5,7 @@ from envs.appearance import Appearance
 from envs.experts import (
     BEHAVIOURS,
     OFF_DEMONSTRATION,
+    Actor,
     _above,
     _beside,
     _interrupted,
@@ -113,8 +114,42 @@ def test_an_expert_who_takes_over_labels_his_run_linearly(env, episodes):
                 env.step(action)
             assert rest[0] == pytest.approx(env.true_progress(), abs=1e-6), "what the provers say where he begins"
     assert taken_over >= 3
-    for name in ("noisy", "random", "near-miss", "wander", "give-up", "undo", "misplaced", "above"):
+    for name in ("noisy", "random", "near-miss", "wander", "give-up", "undo", "misplaced", "above", "empty-hand"):
         assert actor_of(env, episodes[name][0]).expert_from is None, f"{name} is not the expert at the end"
+
+
+def test_motions_without_the_object_leave_it_where_it_is():
+    env = MetaWorldEnv("pick-place", horizon=80)
+    for name in ("wrong-object", "empty-hand", "object-free"):
+        episode = record(env, name, seed=4, provers=0)
+        assert not episode.succeeded, name
+        env.reset(seed=4)
+        start, path = env.raw_state, env.rehearse()
+        heights, hands = [start[6]], [start[:3]]
+        for action in episode.actions[:-1]:
+            env.step(action)
+            heights.append(env.raw_state[6])
+            hands.append(env.raw_state[:3])
+        assert max(heights) < start[6] + 0.02, f"{name} lifted the puck"
+        beside = np.linalg.norm(np.array(hands)[:, None] - path.hand, axis=-1).min(1)
+        if name == "empty-hand":
+            assert beside.max() < 0.05, "the expert's own path"
+            assert len(set(episode.actions[:-1, 3])) == 1, "and one grip all the way"
+        else:
+            assert beside.max() > 0.07, f"{name} works beside it"
+    env.close()
+
+
+def test_somebody_elses_behaviour_has_a_name_of_its_own(env):
+    def lazy(generator, horizon):
+        return Actor(lambda step, env: np.full(4, generator.uniform(0, 0.01)))
+
+    episode = record(env, "lazy", seed=1, provers=0, drawn_from=lazy)
+    assert episode.behaviour == "lazy"
+    assert np.abs(episode.actions[:, :3]).max() <= 0.01
+    assert_same(record(env, "lazy", seed=1, provers=0, drawn_from=lazy), episode)
+    with pytest.raises(TaskError, match="'undo' is one of our own"):
+        record(env, "undo", seed=1, drawn_from=lazy)
 
 
 def test_as_many_provers_are_asked_as_one_says(env, monkeypatch):

@@ -377,3 +377,25 @@ def test_in_a_vectorised_environment(vectorise):
     assert (rewards == 0).all()
     assert all(info["TimeLimit.truncated"] for info in infos)
     venv.close()
+
+
+def test_a_rehearsal_is_what_the_expert_then_does_and_changes_nothing():
+    env = MetaWorldEnv("push", views=("corner",), height=16, width=16, horizon=60)
+    env.reset(seed=3)
+    env.step(np.array([0.5, 0, 0, -1]))
+    before = env.raw_state
+    path = env.rehearse()
+    np.testing.assert_array_equal(env.raw_state, before)
+    hands, grips, done = [before[:3]], [], False
+    while not done:
+        action = env.expert_action()
+        grips.append(action[3])
+        _, _, terminated, truncated, _ = env.step(action)
+        hands.append(env.raw_state[:3])
+        done = terminated or truncated
+    assert env.succeeded
+    np.testing.assert_array_equal(path.hand, hands)
+    np.testing.assert_array_equal(path.gripper, [*grips, grips[-1]])
+    assert 0 < path.moved < len(path)
+    assert len(env.rehearse()) == 1, "nothing is left to do"
+    env.close()

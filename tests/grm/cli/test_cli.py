@@ -302,6 +302,19 @@ def test_collect_in_looks_and_with_provers_of_ones_own(tmp_path, monkeypatch):
         assert np.abs(one.views["corner"].astype(int) - other.views["corner"]).mean() > 3
 
 
+def test_collect_clones(tmp_path, monkeypatch):
+    """Two cloned policies, the second for the third episode; experts and failures are counted apart."""
+    monkeypatch.setattr(collect, "_LESSONS", 2)
+    given = (*COLLECT, "--episodes", 1, "--off-demonstration", 1, "--provers", 0, "--out", tmp_path / "reach")
+    assert grm(*given, "--clones", 2) == 0
+    assert grm(*given, "--clones", 3) == 0
+    episodes = list(read_episodes(tmp_path / "reach"))
+    assert [e.behaviour for e in episodes] == ["expert", "noisy", "cloned", "cloned", "cloned"]
+    assert [e.seed for e in episodes[2:]] == [2_000_000, 2_000_001, 2_000_002]
+    assert grm(*given, "--clones", 3) == 0
+    assert count_episodes(tmp_path / "reach") == 5
+
+
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
