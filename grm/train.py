@@ -4,8 +4,9 @@ A step draws a few tasks, a few episodes of each and a few hop-balanced frames o
 about *all* ordered pairs among them and about both anchors: every frame is encoded once and used in many questions,
 also as another episode's initial frame or goal. References are swapped only within a task: the initial frame may come
 from another episode, the goal comes from another one whenever there is one, so the model learns that a goal is an
-example of done and never this clip's own end. Reversed, frozen and shuffled clips are among all ordered pairs; with
-another task's goal or instruction an episode makes no progress, and does not fit. The schedule is a function of (seed,
+example of done and never this clip's own end. Reversed and shuffled clips are among all ordered pairs, stretches in
+which nothing moves are in the data (`envs.experts`: stall, give-up); with another task's goal or instruction an episode
+makes no progress, and does not fit. The schedule is a function of (seed,
 step) alone, so a resumed run draws what an uninterrupted one would have.
 """
 

@@ -250,4 +250,6 @@ def broken_pictures(
             broken[index] = flat[int(generator.integers(len(flat)))]
             edge = int(generator.integers(max(1, height // 10) + 1))
             broken[index, :, edge : height - edge, edge : width - edge] = colour
-    return broken + torch.from_numpy(generator.normal(0, 0.01, broken.shape).astype(np.float32))
+    noise = torch.from_numpy(generator.normal(0, 0.01, broken.shape).astype(np.float32))
+    exact = torch.from_numpy(generator.random((count, 1, 1, 1)) < 0.5)  # a sensor without power has no noise either
+    return torch.where(exact, broken, broken + noise)

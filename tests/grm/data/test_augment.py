@@ -244,6 +244,8 @@ def test_broken_pictures_show_nothing():
     assert 0.15 < noise.float().mean() < 0.35
     whole = flat & (broken.std((-1, -2)).amax(-1) < 0.03)
     black = whole & (broken.mean((-1, -2, -3)).abs() < 0.01)
+    exact = whole & (broken.std((-1, -2)).amax(-1) == 0)
+    assert 0.3 < (exact & black).sum() / black.sum() < 0.7, "half of them are as a sensor without power sends them"
     assert 0.15 < black.float().mean() < 0.35
     assert (whole & ~black).float().mean() > 0.15, "one colour"
     framed = flat & ~whole

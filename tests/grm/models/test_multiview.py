@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from grm.data.episodes import Episode
+from grm.data.replay import read_replay
 from grm.errors import CheckpointError, TraceError
 from grm.fusion import ConsistentFusion, MeanFusion
-from grm.models.multiview import GRM, Architecture, MultiViewNetwork, _Question
+from grm.models.multiview import GRM, Architecture, MultiViewNetwork, _Question, packaged_checkpoint
 from grm.reward import Frame, Task
 from grm.testing import check_process_reward
 
@@ -205,7 +207,7 @@ def shade(**levels: float) -> Frame:
 
 def test_each_perspective_asks_its_own_question():
     model = bright(Brightness(TINY))
-    steps = [shade(top=0.0, side=0.2), shade(top=0.4, side=0.4), shade(top=0.2, side=0.6), BLANK, shade(top=1.0)]
+    steps = [shade(top=0.05, side=0.15), shade(top=0.4, side=0.4), shade(top=0.2, side=0.6), BLANK, shade(top=1.0)]
     judgement = model.judge(Task(instruction="brighter", goal=shade(top=0.8, side=0.8)), steps)
     seen = [0, 1, 2, 4]
     np.testing.assert_allclose(judgement.forward[seen], [0.0, 0.3, 0.3, 0.9], atol=5e-3)  # from 0.1, the initial mean
@@ -220,7 +222,7 @@ def test_each_perspective_asks_its_own_question():
 
 def test_the_potential_is_the_members_mean_and_the_spread_their_disagreement():
     network = Brightness(TINY)
-    model, steps = bright(network), [shade(top=0.0, side=0.0), shade(top=0.2, side=0.6)]
+    model, steps = bright(network), [shade(top=0.1, side=0.1), shade(top=0.3, side=0.7)]
     agreed = model.judge(WITHOUT_GOAL, steps)
     assert agreed.potential[1] == pytest.approx((0.4 + 0.5) / 2, abs=5e-3)
     assert agreed.spread[1] == pytest.approx(np.std([0.4, 0.4, 0.5]), abs=5e-3)
@@ -454,3 +456,33 @@ def test_features_are_what_the_encoder_saw_last(model):
     np.testing.assert_array_equal(model.features(after), model.features(carry))
     with pytest.raises(ValueError, match="read-only"):
         model.features(carry)[0] = 1
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return GRM.from_pretrained(), [e for e in read_replay(packaged_checkpoint()) if e.succeeded][:3]
+
+
+def _pictures(episode: Episode, length: int, **instead: np.ndarray) -> list[Frame]:
+    """Its first frames, with other pictures from some cameras."""
+    return [Frame(views={**frame.views, **instead}, time=frame.time) for frame in episode.frames[:length]]
+
+
+@pytest.mark.parametrize("what", ["black", "one", "grey", "white", "noise"])
+def test_the_shipped_weights_abstain_where_no_camera_shows_anything(shipped, what):
+    """Exact pictures without the noise of a lit sensor, which the network has never seen: also those show nothing."""
+    model, episodes = shipped
+    level = {"black": 0, "one": 1, "grey": 128, "white": 255}.get(what)
+    for episode in episodes:
+        rng = np.random.default_rng(0)
+        shape = next(iter(episode.views.values())).shape[1:]
+        nothing = rng.integers(0, 256, shape, np.uint8) if level is None else np.full(shape, level, np.uint8)
+        task = Task(instruction=episode.instruction, goal=episode.frames[-1])
+        every = model.judge(task, _pictures(episode, 3, **dict.fromkeys(episode.views, nothing)))
+        assert not every.judged.any()
+        assert np.isnan(every.potential).all()
+        name = min(episode.views)
+        one = model.judge(task, _pictures(episode, 6, **{name: nothing}))
+        absent = [Frame(views={k: v for k, v in f.views.items() if k != name}, time=f.time) for f in episode.frames[:6]]
+        assert one.judged.all()
+        np.testing.assert_allclose(one.potential, model.judge(task, absent).potential, atol=1e-5)
