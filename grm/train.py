@@ -102,7 +102,7 @@ FEW_SHOT = TrainSettings(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trace:
-    """An episode as the loop needs it: images by view (t, h, w, 3), labels, pairs."""
+    """An episode as the loop needs it: images by view (t, h, w, 3), of the views it has; labels, pairs."""
 
     task: str
     instruction: str
@@ -118,7 +118,8 @@ class _Trace:
 class _Batch:
     """One step's draw: E episodes of K frames of V views, those of one task side by side."""
 
-    images: np.ndarray  # (E, K, V, h, w, 3)
+    images: np.ndarray  # (E, K, V, h, w, 3); black where an episode has no such view
+    there: np.ndarray  # (E, V) which views each episode has
     potential: np.ndarray  # (E, K)
     success: np.ndarray  # (E, K)
     state: np.ndarray  # (E, K, S), standardised; NaN where there is none
@@ -133,8 +134,9 @@ class _Batch:
 class Trainer:
     """Trains a network on labelled episodes; `run` may be interrupted, saved and resumed at any step.
 
-    Of `outcomes` nobody knows how far along they are, only whether a frame shows the task done: they teach the success
-    head alone. Raises `TraceError` if there are no episodes, they share no view, or one of them has unknown labels.
+    Episodes may have different cameras: to each, the others' are absent. Of `outcomes` nobody knows how far along they
+    are, only whether a frame shows the task done: they teach the success head alone. Raises `TraceError` if there are
+    no episodes, or one of them has no view or unknown labels.
     """
 
     def __init__(
@@ -158,9 +160,11 @@ class Trainer:
         self.traces += [_trace(episode, np.zeros(len(episode)), nobody, size) for episode in outcomes]
         if not any(trace.members.any() for trace in self.traces):
             raise TraceError("there are no episodes to train on; expected at least one (see `grm collect`)")
-        if len({tuple(trace.views) for trace in self.traces}) > 1:
-            found = sorted({", ".join(trace.views) or "none" for trace in self.traces})
-            raise TraceError(f"episodes with different views: {'; '.join(found[:3])}; expected one set for all")
+        blank = [trace.task for trace in self.traces if not trace.views]
+        if blank:
+            raise TraceError(f"an episode of {blank[0]!r} has no view; expected at least one camera")
+        self.views = tuple(sorted({name for trace in self.traces for name in trace.views}))
+        """All cameras of all episodes."""
         self.tasks: dict[str, list[int]] = {}
         for index, trace in enumerate(self.traces):
             self.tasks.setdefault(trace.task, []).append(index)
@@ -272,7 +276,7 @@ class Trainer:
 
     def _draw(self, generator: np.random.Generator) -> _Batch:
         s = self.settings
-        names, tasks = tuple(self.traces[0].views), list(self.tasks)
+        tasks = list(self.tasks)
         count, kept = s.tasks_per_step * s.episodes_per_task, s.frames_per_episode
         chosen: list[_Trace] = []
         for _ in range(s.tasks_per_step):
@@ -293,12 +297,8 @@ class Trainer:
         potential = np.stack([trace.potential[pick] for trace, pick in zip(chosen, picks, strict=True)])
         success = np.stack([trace.success[pick] for trace, pick in zip(chosen, picks, strict=True)])
         return _Batch(
-            np.stack(
-                [
-                    np.stack([trace.views[name][pick] for name in names], axis=1)
-                    for trace, pick in zip(chosen, picks, strict=True)
-                ]
-            ),
+            np.stack([self._pictures(trace, pick) for trace, pick in zip(chosen, picks, strict=True)]),
+            np.array([[name in trace.views for name in self.views] for trace in chosen]),
             potential,
             success,
             np.stack([self._state(trace, pick) for trace, pick in zip(chosen, picks, strict=True)]),
@@ -307,8 +307,14 @@ class Trainer:
             np.stack([trace.members for trace in chosen]),
             np.array([tasks.index(trace.task) for trace in chosen]),
             instructions,
-            names,
+            self.views,
         )
+
+    def _pictures(self, trace: _Trace, pick: np.ndarray) -> np.ndarray:
+        """(K, V, h, w, 3) of the picked frames."""
+        size = self.network.architecture.image_size
+        black = np.zeros((len(pick), size, size, 3), np.uint8)
+        return np.stack([trace.views[n][pick] if n in trace.views else black for n in self.views], axis=1)
 
     def _state(self, trace: _Trace, pick: np.ndarray) -> np.ndarray:
         """Standardised states (K, S) of the picked frames; NaN where the episode has none."""
@@ -319,7 +325,7 @@ class Trainer:
     def _losses(self, batch: _Batch, generator: np.random.Generator) -> dict[str, Tensor]:
         s, network = self.settings, self.network
         count, kept = batch.potential.shape
-        seen = augment(batch.images, self.augmentation, generator)
+        seen = augment(batch.images, self.augmentation, generator, there=batch.there)
         broken = broken_pictures(seen.images, count, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16), torch.set_grad_enabled(s.train_encoder):
             tokens = network.encode(seen.images.flatten(0, 1), batch.names).float()
@@ -370,9 +376,9 @@ class Trainer:
         certain = torch.from_numpy((valid & (batch.success | (batch.potential < CERTAIN))).astype(np.float32))
         losses["success"] = 0.5 * F.binary_cross_entropy_with_logits(logit, done, certain)
 
-        clear = tokens.flatten(0, 1)[
-            torch.from_numpy(generator.choice(tokens.shape[0] * tokens.shape[1], len(no_view)))
-        ]
+        shown = np.flatnonzero(seen.shows)  # an absent view is black, and must not be called clear
+        drawn = generator.choice(shown, len(no_view)) if len(shown) else shown
+        clear = tokens.flatten(0, 1)[torch.from_numpy(drawn)]
         usable_logit = torch.cat([network.usable_logit(clear), network.usable_logit(no_view)])
         shows = torch.cat([torch.ones(len(clear)), torch.zeros(len(no_view))])
         losses["usable"] = 0.1 * F.binary_cross_entropy_with_logits(usable_logit, shows)

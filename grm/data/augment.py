@@ -78,25 +78,35 @@ class Augmented:
     """What the model is told it has; at least one view of every moment."""
     valid: Bool[np.ndarray, "e m"]
     """Whether more views show this moment than show another one: else no label holds for it."""
-    blind: Bool[np.ndarray, "e m"]
-    """Whether every present view is black or static, which a model can see and should abstain on; then not `valid`."""
+    shows: Bool[np.ndarray, "e m v"]
+    """Which present views show anything, of this moment or another: those that are neither black nor static. A moment
+    of which none does is one that a model can see to be blind, and should abstain on; it is not `valid`."""
 
 
 def augment(
-    images: UInt8[np.ndarray, "e m v h w 3"], settings: Augmentation, generator: np.random.Generator
+    images: UInt8[np.ndarray, "e m v h w 3"],
+    settings: Augmentation,
+    generator: np.random.Generator,
+    *,
+    there: Bool[np.ndarray, "e v"] | None = None,
 ) -> Augmented:
     """Draw a camera for every episode and view, and faults for every moment.
 
-    Raises `TraceError` unless `images` are unsigned bytes of that shape, with at least one view and moment.
+    `there` says which cameras an episode was recorded with; all unless given. What `images` has for the others does not
+    matter. Raises `TraceError` unless `images` are unsigned bytes of that shape, with at least one view and moment.
     """
     if images.dtype != np.uint8 or images.ndim != 6 or images.shape[-1] != 3 or 0 in images.shape:
         raise TraceError(f"images of shape {images.shape} and {images.dtype}; expected (E, M, V, h, w, 3) in uint8")
+    if there is None:
+        there = np.ones((images.shape[0], images.shape[2]), bool)
+    if there.shape != (images.shape[0], images.shape[2]) or not there.any(-1).all():
+        raise TraceError(f"`there` says {there.tolist()}; expected (E, V), with at least one view of every episode")
     result = _colour(_compress(_shift(images, settings, generator), settings, generator), settings, generator)
     _blur(result, settings, generator)
     _add_noise(result, settings, generator)
     _occlude(result, settings, generator)
     result.clamp_(0, 1)
-    return _break(result, settings, generator)
+    return _break(result, settings, generator, there)
 
 
 def _shift(images: np.ndarray, settings: Augmentation, generator: np.random.Generator) -> np.ndarray:
@@ -193,7 +203,7 @@ def _occlude(images: Tensor, settings: Augmentation, generator: np.random.Genera
         images[e, :, v, :, y : y + h, x : x + w] = colour
 
 
-def _break(images: Tensor, settings: Augmentation, generator: np.random.Generator) -> Augmented:
+def _break(images: Tensor, settings: Augmentation, generator: np.random.Generator, there: np.ndarray) -> Augmented:
     count, moments, views = images.shape[:3]
     limits = np.cumsum([settings.dropped, settings.black, settings.static, settings.frozen])
     if moments == 1:
@@ -206,8 +216,10 @@ def _break(images: Tensor, settings: Augmentation, generator: np.random.Generato
     black, static = np.where(blinded[..., None], dark, black), np.where(blinded[..., None], ~dark, static)
     dropped, frozen = dropped & ~blinded[..., None], frozen & ~blinded[..., None]
 
-    lost = generator.random((count, views)) < settings.lost
-    lost[np.arange(count), generator.integers(views, size=count)] = False
+    lost = (generator.random((count, views)) < settings.lost) | ~there
+    for e, kept in enumerate(generator.integers(views, size=count)):
+        mine = np.flatnonzero(there[e])
+        lost[e, mine[kept % len(mine)]] = False
     present = ~dropped & ~lost[:, None]
     nothing = ~present.any(-1)
     stays = (nothing[..., None] & ~lost[:, None]) & (np.cumsum(~lost, -1) == 1)[:, None]
@@ -218,8 +230,8 @@ def _break(images: Tensor, settings: Augmentation, generator: np.random.Generato
     other = (m + generator.integers(1, max(2, moments), size=len(m))) % moments
     shown = images[frozen_at[0], torch.from_numpy(other), frozen_at[2]]
     for e, m in zip(*np.nonzero(generator.random((count, moments)) < settings.swapped), strict=True):
-        if views > 1:
-            a, b = generator.choice(views, 2, replace=False).tolist()
+        if there[e].sum() > 1:
+            a, b = generator.choice(np.flatnonzero(there[e]), 2, replace=False).tolist()
             images[e, m, [a, b]] = images[e, m, [b, a]]
     images[frozen_at] = shown
     images[torch.from_numpy(static)] = torch.from_numpy(
@@ -227,9 +239,9 @@ def _break(images: Tensor, settings: Augmentation, generator: np.random.Generato
     )
     images[torch.from_numpy(black | ~present)] = 0
 
-    honest = (present & ~black & ~static & ~frozen).sum(-1)
-    lying = (present & frozen).sum(-1)
-    return Augmented(images=images, present=present, valid=honest > lying, blind=(honest == 0) & (lying == 0))
+    shows = present & ~black & ~static
+    honest, lying = (shows & ~frozen).sum(-1), (shows & frozen).sum(-1)
+    return Augmented(images=images, present=present, valid=honest > lying, shows=shows)
 
 
 def broken_pictures(

@@ -13,6 +13,7 @@ from grm.labels import from_time
 from grm.metrics import value_order_correlation
 from grm.models.checkpoint import load_weights
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork
+from grm.reward import Task
 from grm.train import (
     Trainer,
     TrainSettings,
@@ -241,7 +242,7 @@ def test_loss_falls_and_order_rises_on_a_moving_square():
     ("episodes", "found"),
     [
         ([], "no episodes to train on"),
-        ([moving_square(0), moving_square(1, views=("top",))], r"different views: side, top; top"),
+        ([moving_square(0), moving_square(1, views=())], r"an episode of 'right-v0' has no view"),
         ([dataclasses.replace(moving_square(0), progress=np.full(12, np.nan, np.float32))], "12 unknown"),
     ],
 )
@@ -391,6 +392,52 @@ def test_moments_that_show_nothing_teach_nothing():
     assert {name: losses[name].item() for name in ("hop", "absolute", "success", "ranking", "state")} == dict.fromkeys(
         ("hop", "absolute", "success", "ranking", "state"), 0.0
     )
+
+
+def test_only_what_a_camera_shows_is_called_clear(monkeypatch):
+    """Absent views are black in the batch: called usable, they taught a network to take black for a good picture."""
+    told = []
+    original = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def spy(logit, shows, *rest):
+        told.append((logit, shows))
+        return original(logit, shows, *rest)
+
+    monkeypatch.setattr("grm.train.F.binary_cross_entropy_with_logits", spy)
+
+    class Telling(MultiViewNetwork):
+        def usable_logit(self, tokens):
+            return 100 * tokens.amax(-1)
+
+        def tokens(self, images, shift):
+            return images.amax((-3, -2, -1))[..., None].expand(*images.shape[:2], 32)
+
+    torch.manual_seed(0)
+    bright = [dataclasses.replace(e, views={n: v | 128 for n, v in e.views.items()}) for e in EPISODES]
+    for augmentation in (dataclasses.replace(PLAIN, lost=0.5, dropped=0.3), dataclasses.replace(PLAIN, blind=0.5)):
+        told.clear()
+        trainer = Trainer(Telling(TINY), bright, SETTINGS, augmentation)
+        trainer._losses(trainer._draw(np.random.default_rng(0)), np.random.default_rng(0))
+        [(logit, shows)] = [(logit, shows) for logit, shows in told if len(logit) == 8 and logit.ndim == 1]
+        assert shows.tolist() == [1] * 4 + [0] * 4
+        assert logit[:4].min() > 50
+
+
+def test_episodes_of_different_cameras_train_together_and_are_judged_by_sets_never_seen_together():
+    """Half are recorded with one pair of cameras, half with another; the pair to be judged was in no episode."""
+    pairs = (("top", "side"), ("front", "side"))
+    mixed = [moving_square(s, task=task, views=pairs[s % 2]) for s in range(6) for task in ("right", "left")]
+    settings = dataclasses.replace(SETTINGS, steps=150, learning_rate=3e-3)
+    trainer = Trainer(network(), mixed, settings, PLAIN)
+    assert trainer.views == ("front", "side", "top")
+    batch = trainer._draw(np.random.default_rng(0))
+    assert {tuple(there) for there in batch.there.tolist()} == {(False, True, True), (True, True, False)}
+    assert not batch.images.swapaxes(1, 2)[~batch.there].any()
+    trainer.run()
+    unseen = moving_square(50, views=("top", "front"))
+    judgement = GRM(trainer.network).judge(Task(instruction=unseen.instruction, goal=unseen.frames[-1]), unseen.frames)
+    assert judgement.judged.all()
+    assert value_order_correlation(judgement.potential) > 0.8
 
 
 def test_the_absolute_loss_is_the_cross_entropy_of_the_learning_members():

@@ -100,12 +100,6 @@ def test_data_that_are_none(refused, tmp_path, tiny, verb):
         assert re.search(rf"/{name} (is not|holds no|does not|is no) .*(LeRobotDataset|video)", message)
 
 
-def test_data_sets_with_other_views_do_not_mix(refused, tmp_path, dataset):
-    other = write_dataset(tmp_path / "other", [square(4, task="left-v3", views=("side",))])
-    message = refused("train", "--data", dataset, other, "--out", tmp_path / "out", "--steps", 1)
-    assert "different views: side; top" in message
-
-
 def test_a_data_set_being_made_is_not_read(tmp_path, dataset):
     shutil.copytree(dataset, tmp_path / "right")
     shutil.copytree(dataset, tmp_path / ".left.first")

@@ -32,7 +32,7 @@ def test_nothing_drawn_leaves_the_pictures():
     assert result.images.dtype == torch.float32
     assert result.present.all()
     assert result.valid.all()
-    assert not result.blind.any()
+    assert result.shows.all()
 
 
 def test_the_callers_pictures_are_never_written_to():
@@ -55,11 +55,14 @@ def test_whatever_is_drawn_holds_together_and_repeats(seed, views, moments):
     assert result.images.min() >= 0
     assert result.images.max() <= 1
     assert result.present.any(-1).all(), "a moment without any view"
-    assert not (result.blind & result.valid).any()
+    assert not (result.shows & ~result.present).any()
+    blind = ~result.shows.any(-1)
+    assert not (blind & result.valid).any()
     assert not result.images[torch.from_numpy(~result.present)].any(), "something leaks through an absent view"
     dead = result.images.numpy().reshape(3, moments, views, -1).max(-1) == 0
     assert not result.valid[dead.all(-1)].any()
-    assert result.blind[dead.all(-1)].all()
+    assert not result.shows[dead].any()
+    assert blind[dead.all(-1)].all()
 
 
 def test_a_shift_is_one_per_episode_and_view_and_repeats_the_edge():
@@ -170,7 +173,7 @@ def test_a_frozen_view_shows_another_moment_and_too_many_make_a_moment_invalid()
     stale = ~same[:, np.arange(6), np.arange(6)]
     assert 0.2 < stale.mean() < 0.4
     np.testing.assert_array_equal(result.valid, stale.sum(-1) <= 1)
-    assert not result.blind.any(), "a frozen view cannot be seen to be one"
+    assert result.shows.all(), "a frozen view cannot be seen to be one"
     assert corrupted(pictures((10, 1, 3, 8, 8)), frozen=1.0).valid.all(), "one moment alone cannot show another"
 
 
@@ -191,12 +194,14 @@ def test_blind_moments_are_present_and_show_nothing():
     images = pictures((20, 6, 3, 8, 8))
     result = corrupted(images, blind=0.3)
     assert result.present.all()
-    assert 0.2 < result.blind.mean() < 0.4
-    np.testing.assert_array_equal(result.valid, ~result.blind)
+    blind = ~result.shows.any(-1)
+    assert 0.2 < blind.mean() < 0.4
+    np.testing.assert_array_equal(result.valid, blind == 0)
+    np.testing.assert_array_equal(result.shows.all(-1), blind == 0)
     close = np.abs(result.images.numpy() - as_floats(images)).max((-1, -2, -3))
-    assert (close[result.blind] > 0.2).all()
-    np.testing.assert_allclose(close[~result.blind], 0, atol=1e-6)
-    dark = result.images.numpy()[result.blind].max((-1, -2, -3)) == 0
+    assert (close[blind] > 0.2).all()
+    np.testing.assert_allclose(close[~blind], 0, atol=1e-6)
+    dark = result.images.numpy()[blind].max((-1, -2, -3)) == 0
     assert 0.2 < dark.mean() < 0.8, "black or static"
 
 
@@ -208,7 +213,7 @@ def test_absent_views():
     dropped = corrupted(images, dropped=1.0)
     np.testing.assert_array_equal(dropped.present.sum(-1), 1)
     assert not dropped.images.any()
-    assert dropped.blind.all()
+    assert not dropped.shows.any()
     assert not dropped.valid.any()
     some = corrupted(images, dropped=0.3)
     assert 0.2 < 1 - some.present.mean() < 0.35
@@ -254,3 +259,25 @@ def test_broken_pictures_show_nothing():
     corners = (255 * broken[framed][:, :, 0, 0]).round().int().tolist()
     near = [min(max(abs(a - b) for a, b in zip(corner, p, strict=True)) for p in pixels) for corner in corners]
     assert max(near) <= 12, "the border is not one of the pictures"
+
+
+def test_cameras_an_episode_was_not_recorded_with_are_absent_whatever_is_drawn():
+    images = pictures((30, 5, 3, 8, 8))
+    there = np.random.default_rng(0).random((30, 3)) < 0.5
+    there[~there.any(-1), 1] = True
+    images[~there.repeat(5, axis=0).reshape(30, 5, 3)] = 0
+    chances = {"lost": 0.5, "dropped": 0.3, "black": 0.1, "static": 0.1, "frozen": 0.1, "swapped": 0.5, "blind": 0.2}
+    result = augment(images, Augmentation(**chances), np.random.default_rng(1), there=there)
+    assert not (result.present & ~there[:, None]).any()
+    assert result.present.any(-1).all()
+    plain = augment(images, replace(NONE, swapped=1.0), np.random.default_rng(1), there=there)
+    np.testing.assert_array_equal(plain.present, there[:, None].repeat(5, 1))
+    assert plain.images[torch.from_numpy(plain.present)].flatten(1).any(-1).all(), (
+        "exchanged with one that is not there"
+    )
+    everything = augment(images, Augmentation(**chances), np.random.default_rng(1))
+    all_there = augment(images, Augmentation(**chances), np.random.default_rng(1), there=np.ones((30, 3), bool))
+    assert torch.equal(everything.images, all_there.images)
+    for wrong in (np.zeros((30, 3), bool), np.ones((30, 2), bool)):
+        with pytest.raises(TraceError, match="at least one view of every episode"):
+            augment(images, NONE, np.random.default_rng(1), there=wrong)
