@@ -53,7 +53,7 @@ bench:  ## Every table of the README, in the order they depend on each other; wr
 	$(RUN) python -m benchmarks.demo
 
 bench-rl:  ## From one demonstration, all arms on eight tasks: days of two cores; goes on where it was interrupted
-	$(RUN) python -m benchmarks.one_shot_rl
+	$(RUN) python -m benchmarks.one_shot_rl --merge
 
 build:  ## Wheel and source archive, and a proof that the installed wheel holds the packages and nothing else
 	rm -rf dist

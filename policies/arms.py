@@ -1,9 +1,7 @@
 """The arms of the one-shot experiment, as data: each is one answer to "what is the learner paid?".
 
-Everything else is the same for all of them: the demonstration, the learner, its inputs, its seed, the instances.
-
-Two arms of the plan are not here. Behaviour cloning alone is `CLONED`, the policy every other arm starts from. A GRM
-that is frozen after its adaptation is `GRM`: nothing here trains it further while the learner learns.
+Everything else is the same for all of them: the demonstration, the learner, its inputs, its seed, the instances. The
+GRM of every arm stays as it was adapted: none is refitted while the learner learns, except by a person's answers.
 """
 
 from dataclasses import dataclass, replace

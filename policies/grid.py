@@ -2,8 +2,10 @@
 
 import csv
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +116,7 @@ def run_cells(
 
     Cells of one run that need the same preparation wait until the first of them has made it; others go before.
     Ctrl-C lets the rollouts in flight finish, saves, and raises KeyboardInterrupt. A cell that fails keeps none of the
-    others from running.
+    others from running. If this process is killed its cells end at once, each as if it had been killed itself.
 
     Raises:
         GrmError: at the end, for the cells that failed; what the others did is kept.
@@ -150,7 +152,16 @@ def _next(waiting: dict[int, Cell], running: Sequence[Cell]) -> int | None:
     return None
 
 
+def _end_with_the_parent() -> None:
+    """Wait for the parent to be gone, killed say, then go too: who resumes the run must be its only writer."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(number: int, cell: Cell, reports: Any, stop: Any) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
 
     def on_rollout(rollout: Rollout) -> bool | None:

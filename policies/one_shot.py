@@ -349,6 +349,9 @@ def transitions(
     if arm.inputs == "features":
         states = np.concatenate([states, np.stack([opinion.features for opinion in opinions])], axis=1)
     if arm.potential != "none":
+        wrong = [opinion.phi for opinion in opinions if opinion.phi is not None and not 0 <= opinion.phi <= 1]
+        if wrong:
+            raise TraceError(f"the potential is {wrong[0]} on the demonstration; expected a number in [0, 1]")
         phi = np.array([np.nan if opinion.phi is None else opinion.phi for opinion in opinions])
         if arm.combination != "shaping":
             paid = settings.shaping_weight * naive_reward(arm.combination, phi[:-1], phi[1:])

@@ -160,15 +160,19 @@ def _percent(rate: float | None) -> str:
 
 
 def _verdict(rates: dict[str, float | None], settings: OneShotSettings) -> str:
-    before, sparse, helped = (rates.get(arm.name) for arm in STORY)
-    if before is None or sparse is None or helped is None:
+    """What became of the arms of `STORY` that were run, in a sentence or two."""
+    if None in rates.values():
         return "This run is not finished; what you see is what there is so far."
+    before, sparse, helped = (rates.get(arm.name) for arm in STORY)
+    told = ((before, "before"), (sparse, "with the sparse reward"), (helped, "with the GRM"))
+    parts = [f"{_percent(rate)} {when}" for rate, when in told if rate is not None]
+    if not parts:
+        return "The table says what became of each arm."
+    sentence = f"Success, from one demonstration and {settings.rollouts} rollouts: {', '.join(parts)}."
+    if sparse is None or helped is None:
+        return sentence
     change = "helped" if helped > sparse + 0.02 else "hurt" if helped < sparse - 0.02 else "made no difference"
-    return (
-        f"From one demonstration and {settings.rollouts} rollouts: {_percent(before)} success before, "
-        f"{_percent(sparse)} with the sparse reward, {_percent(helped)} with the GRM. "
-        f"Here, on one seed, the GRM {change}."
-    )
+    return f"{sentence} Here, on one seed, the GRM {change}."
 
 
 def _notes(clips: list[Clip], demonstration: Episode) -> list[str]:

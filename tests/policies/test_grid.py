@@ -1,5 +1,10 @@
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +88,53 @@ def test_a_killed_process_is_told_of_and_the_run_goes_on_to_the_same_end(begun, 
         assert (arm_folder(killed, "sparse") / name).exists()
     evaluations = [(arm_folder(folder, "sparse") / "evaluation.json").read_text() for folder in (whole, killed)]
     assert evaluations[0] == evaluations[1]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from policies import grid
+from policies.arms import SPARSE
+from policies.grid import Cell, run_cells
+from tests.policies.conftest import SETTINGS
+import dataclasses
+
+begin = grid._Pool.begin
+def tell(pool, number, cell):
+    begin(pool, number, cell)
+    print(pool.running[number].process.pid, flush=True)
+grid._Pool.begin = tell
+if __name__ == "__main__":
+    settings = dataclasses.replace(SETTINGS, rollouts=1000)
+    cell = Cell(settings=settings, arm=SPARSE, folder=Path(sys.argv[1]))
+    run_cells([cell], jobs=1, on_rollout=lambda cell, rollout: print("rollout", flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc who lives")
+def test_who_is_killed_leaves_nobody_behind_who_writes(begun_copy, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    given = {"cwd": Path(__file__).parents[2], "stdout": subprocess.PIPE, "text": True}
+    parent = subprocess.Popen(
+        [sys.executable, script, begun_copy], env={**os.environ, "PYTHONPATH": str(given["cwd"])}, **given
+    )
+    child = int(parent.stdout.readline())
+    assert parent.stdout.readline() == "rollout\n"
+    assert lives(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while lives(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not lives(child)
+    parent.stdout.close()
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process that is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -403,12 +403,16 @@ def test_a_guided_arm_that_was_killed_goes_on_as_if_it_had_not(begun, tmp_path):
 @pytest.mark.parametrize("phi", [float("nan"), 1.2, -0.1])
 def test_a_potential_that_is_none_stops_the_arm(begun_copy, monkeypatch, phi):
     monkeypatch.setattr(one_shot, "onlooker_of", lambda *given: Script(Opinion(phi=0.5), Opinion(phi=phi)))
+    with pytest.raises(TraceError, match=r"the potential is .*on the demonstration; expected a number in \[0, 1\]"):
+        run_arm(SETTINGS, GRM_SHAPED, begun_copy)
+    assert read_evaluation(begun_copy, "grm") is None
+    monkeypatch.setattr(one_shot, "transitions", lambda arm, *given: transitions(SPARSE, *given))
     with pytest.raises(TraceError, match=r"the potential is .*; expected a number in \[0, 1\]"):
         run_arm(SETTINGS, GRM_SHAPED, begun_copy)
     assert read_evaluation(begun_copy, "grm") is None
 
 
-@pytest.mark.parametrize("arm", [SPARSE, DENSE], ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", [SPARSE, DENSE, GRM_SHAPED, arm_named("grm_only")], ids=lambda arm: arm.name)
 def test_episodes_that_are_over_at_once_teach_little_and_break_nothing(begun_copy, monkeypatch, arm):
     demonstration = prepare(SETTINGS, arm, begun_copy)
 

@@ -44,9 +44,20 @@ def test_verdict_says_what_happened(sparse, grm, end):
     settings = dataclasses.replace(SETTINGS, rollouts=150)
     sentence = _verdict(rates(0.3, sparse, grm), settings)
     assert sentence == (
-        f"From one demonstration and 150 rollouts: 30 % success before, {100 * sparse:.0f} % with the sparse reward, "
+        f"Success, from one demonstration and 150 rollouts: 30 % before, {100 * sparse:.0f} % with the sparse reward, "
         f"{100 * grm:.0f} % with the GRM. Here, on one seed, {end}"
     )
+
+
+def test_verdict_of_a_run_without_some_of_the_arms_is_about_the_others():
+    told = _verdict({"sparse": 0.5, "grm": 0.8}, dataclasses.replace(SETTINGS, rollouts=150))
+    assert told == (
+        "Success, from one demonstration and 150 rollouts: 50 % with the sparse reward, 80 % with the GRM. "
+        "Here, on one seed, the GRM helped."
+    )
+    assert _verdict({"sparse": 0.5, "dense": 0.9}, SETTINGS).endswith("rollouts: 50 % with the sparse reward.")
+    assert _verdict({"dense": 0.9}, SETTINGS) == "The table says what became of each arm."
+    assert "not finished" in _verdict({"dense": None}, SETTINGS)
 
 
 @pytest.mark.parametrize("missing", ["cloned", "sparse", "grm"])
@@ -134,7 +145,7 @@ def test_page_shows_what_the_arms_left(begun_copy, demonstration, quick_truth):
     )
     page = write_run_page(SETTINGS, begun_copy, seconds=90.0).read_text()
     for words in (
-        "50 % success before, 50 % with the sparse reward, 100 % with the GRM.",
+        "50 % before, 50 % with the sparse reward, 100 % with the GRM.",
         "the GRM helped",
         "A failed rollout (number 1)",
         "success on 2 fresh instances",
