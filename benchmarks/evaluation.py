@@ -265,7 +265,7 @@ def _judge(judge: Judge, task: str, shown: Mapping[str, Episode], data: Path, ca
 
 
 _PER_FRAME = ("potential", "spread", "truth", "success")
-_PER_EPISODE = ("voc_minus", "wrong_goal", "wrong_instruction", "own_goal")
+_PER_EPISODE = ("voc_minus", "voc_both", "wrong_goal", "wrong_instruction", "own_goal")
 
 
 def write_scored(path: Path, scored: Mapping[tuple[str, str], Sequence[Scored]]) -> None:

@@ -2,14 +2,16 @@
 
 Every model (one per training seed) is adapted to one demonstration of each task and attacked there: by acting, on the
 cameras, on the wording, and on `--learner-tasks` by a learner that maximises Φ alone. Means and intervals are over the
-episodes of all models, tasks and seeds. Audits that are already finished in `--out` are not repeated.
+episodes of all models, tasks and seeds; beside the attack with the worst of them stands the worst on any one task.
+Audits that are already finished in `--out` are not repeated.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 from rich.progress import Progress
 
 from envs.metaworld import HELD_OUT, PRECISE, task_name
-from grm.audit import Finding, summarize, worst
+from grm.audit import AttackSummary, Finding, summarize, worst
 from policies.red_team import AuditSettings, read_findings, run
 
 from .results import write_result
@@ -29,6 +31,14 @@ def audit(settings: AuditSettings, folder: Path) -> list[Finding]:
     if report.exists() and json.loads(report.read_text())["settings"] == asdict(settings):
         return read_findings(folder / "red_team.csv")
     return run(settings, folder)
+
+
+def worst_on_one_task(findings: Sequence[Finding]) -> AttackSummary | None:
+    """The attack with the largest mean gain on any single task, named `attack, task`.
+
+    A mean over eight tasks hides one that is wide open, and stands beside that of the learner, which ran on one.
+    """
+    return worst(summarize([replace(finding, attack=f"{finding.attack}, {finding.task}") for finding in findings]))
 
 
 def one_thread() -> None:
@@ -79,8 +89,10 @@ def main() -> None:
 
     findings = [finding for key in jobs for finding in found[key]]
     summaries = summarize(findings)
-    top = worst(summaries)
+    top, on_one_task = worst(summaries), worst_on_one_task(findings)
     summary = {name: s.gain for name, s in summaries.items() if s.gain is not None}
+    if on_one_task is not None and on_one_task.gain is not None:
+        summary = {"exploit_gain_worst_task": on_one_task.gain, **summary}
     if top is not None and top.gain is not None:
         summary = {"exploit_gain_worst": top.gain, **summary}
     rows = [
@@ -109,6 +121,7 @@ def main() -> None:
         rows=rows,
         models=[model or "packaged" for model in options.model],
         worst_attack=top.attack if top else None,
+        worst_attack_on_one_task=on_one_task.attack if on_one_task else None,
         episodes={name: s.episodes for name, s in summaries.items()},
         unjudged_episodes={name: s.unjudged for name, s in summaries.items()},
         abstained_frames={name: round(s.abstained, 4) for name, s in summaries.items()},

@@ -20,6 +20,7 @@ from .metrics import (
     SUCCESS_FROM,
     Completion,
     Interval,
+    ValueOrder,
     area_under_risk_coverage,
     calibration_error,
     change_f1,
@@ -80,6 +81,8 @@ class Scored:
     """P(done) of the success head; NaN throughout for a judge without one. Of reasoning it is the potential itself."""
     voc_minus: float
     """VOC-; NaN where it is unknown, and for what is no successful demonstration."""
+    voc_both: float = float("nan")
+    """The worse of VOC+ and VOC- of the bare hops between neighbours; NaN for a judge without hops, too."""
     wrong_goal: float = float("nan")
     """Φ at the end with the goal picture of another task; NaN where this was not asked, like the next two."""
     wrong_instruction: float = float("nan")
@@ -156,7 +159,8 @@ def score(
     )
     if not scored.demonstration:
         return scored
-    scored = replace(scored, voc_minus=_voc_minus(model, task, frames))
+    order = _value_order(model, task, frames)
+    scored = replace(scored, voc_minus=order.minus, voc_both=order.both)
     if probe:
         own = Task(instruction=episode.instruction, goal=frames[-1])
         scored = replace(scored, own_goal=_end(model, own, frames))
@@ -238,6 +242,7 @@ def score_reasoning(
 METRICS = (
     "voc_plus",
     "voc_minus",
+    "voc_both",
     "mae_demo",
     "spearman_demo",
     "mae_off_demo",
@@ -269,7 +274,8 @@ def by_task(scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
     Episodes are demonstrations (an expert's successes), visited (a learner's), or off the demonstration (all others).
 
     - `voc_plus` is the mean over demonstrations of the potential's rank correlation with time, `voc_minus` that of
-      the swapped hops (see `score`).
+      the swapped hops (see `score`). `voc_both` is the worse of both where both are of the bare hops between
+      neighbours, as the reference has them: a model that always says "+1 %" scores 0 there.
     - `mae_*` and `spearman_*` pool all frames of one group against the truth.
     - `kendall_tau` ranks episodes by their last potential, against how they ended: success, partial (the true progress
       reached 0.5), or fail. `completion_accuracy` is that of `completion_class`, which knows the same three.
@@ -344,15 +350,18 @@ def _solved(solution: LabelledSolution, task: str, *, value: bool) -> Solved:
     return Solved(task=task, progress=_true_potential(solution, value=value), succeeded=right)
 
 
-def _voc_minus(model: Judge[Frame], task: Task, frames: Sequence[Frame]) -> float:
+def _value_order(model: Judge[Frame], task: Task, frames: Sequence[Frame]) -> ValueOrder:
+    """Of the bare hops where there are any; else VOC- alone, of the frames in reverse. NaN where it is unknown."""
+    unknown = float("nan")
     if isinstance(model, HopModel):
         forward = model.hops(task, frames[0], frames[:-1], frames[1:])
         backward = model.hops(task, frames[0], frames[1:], frames[:-1])
         if np.isfinite(forward).all() and np.isfinite(backward).all():
-            return voc_pair(forward, backward).minus
-        return float("nan")
+            return voc_pair(forward, backward)
+        return ValueOrder(unknown, unknown)
     potential = model.judge(task, frames[::-1]).potential[::-1]
-    return value_order_correlation(potential) if np.isfinite(potential).sum() >= 2 else float("nan")
+    judged = np.isfinite(potential).sum() >= 2
+    return ValueOrder(unknown, value_order_correlation(potential) if judged else unknown)
 
 
 def _end(model: Judge[Frame], task: Task, frames: Sequence[Frame]) -> float:
@@ -380,7 +389,8 @@ def _metrics(items: Sequence[Scored]) -> dict[str, float]:
 def _order(demonstrations: Sequence[Scored]) -> dict[str, float]:
     plus = [value_order_correlation(d.potential) for d in demonstrations if np.isfinite(d.potential).sum() >= 2]
     minus = [d.voc_minus for d in demonstrations if np.isfinite(d.voc_minus)]
-    return {name: float(np.mean(v)) for name, v in (("voc_plus", plus), ("voc_minus", minus)) if v}
+    both = [d.voc_both for d in demonstrations if np.isfinite(d.voc_both)]
+    return {name: float(np.mean(v)) for name, v in (("voc_plus", plus), ("voc_minus", minus), ("voc_both", both)) if v}
 
 
 def _agreement(group: str, items: Sequence[Scored]) -> dict[str, float]:

@@ -26,8 +26,8 @@ class ValueOrder(NamedTuple):
 
     @property
     def both(self) -> float:
-        """The worse of the two, in [-1, 1]: 1 only for a model that sees progress and its undoing."""
-        return min(self.plus, self.minus)
+        """The worse of the two, in [-1, 1]: 1 only for a model that sees progress and its undoing; NaN if one is."""
+        return float(np.minimum(self.plus, self.minus))
 
 
 class Interval(NamedTuple):

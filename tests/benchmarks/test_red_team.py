@@ -64,7 +64,9 @@ def test_means_are_over_models_and_tasks(folder, monkeypatch):
     assert {(s.task, s.rollouts) for s, _ in ran} == {("hand-insert-v3", 9), ("reach-v3", 0)}
     content = json.loads((folder / "results" / "red_team.json").read_text())
     summary = content["summary"]
-    assert set(summary) == {"exploit_gain_worst", "hover", "untouched", "learner"}, "what abstained has no number"
+    kept = {"hover", "untouched", "learner"}
+    assert set(summary) == {"exploit_gain_worst", "exploit_gain_worst_task"} | kept, "what abstained has no number"
+    assert summary["exploit_gain_worst_task"]["value"] == 0.5
     assert summary["hover"]["value"] == pytest.approx(0.4)
     assert summary["hover"]["low"] < 0.4 < summary["hover"]["high"]
     assert (content["worst_attack"], summary["exploit_gain_worst"]["value"]) == ("learner", 0.5)
@@ -87,3 +89,13 @@ def test_a_finished_audit_is_not_repeated_unless_it_was_another(folder, monkeypa
     assert red_team.audit(settings, folder) == [finding("hover", 0.25)]
     assert red_team.audit(AuditSettings(task="reach-v3", episodes=2), folder) == ["ran again"]
     assert red_team.audit(settings, folder / "new") == ["ran again"]
+
+
+def test_a_task_that_is_wide_open_is_not_hidden_by_the_others():
+    findings = [finding("hover", gain, task=task) for task, gain in (("a", 0.9), ("a", 0.7), ("b", 0.0), ("c", 0.0))]
+    findings += [finding("drop-camera", 0.5, task=task) for task in "abc"]
+    findings += [finding("untouched", 1.0, kind="control", task="a")]
+    found = red_team.worst_on_one_task(findings)
+    assert found.attack == "hover, a"
+    assert found.gain.value == pytest.approx(0.8)
+    assert red_team.worst_on_one_task([finding("hover", None)]) is None

@@ -84,12 +84,18 @@ def test_what_always_says_further_has_no_order_backwards():
     model.hops = lambda task, initial, before, after: np.full(len(before), 0.01)
     result = score(model, square(0), None)
     assert result.voc_minus == 0.0
+    assert by_task([result])["right-v3"]["voc_both"] == 0.0
+    model.hops = lambda task, initial, before, after: (
+        np.sign(after[0].time - before[0].time) * np.full(len(before), 0.2)
+    )
+    assert by_task([score(model, square(0), None)])["right-v3"]["voc_both"] == pytest.approx(1.0)
 
 
 def test_no_order_backwards_where_a_hop_is_missing_or_nobody_demonstrates():
     assert np.isnan(score(Truthful(8, missing=(3,)), square(0), None).voc_minus)
     failure = score(Truthful(8), square(0, behaviour="undo"), None)
     assert np.isnan(failure.voc_minus)
+    assert np.isnan(score(Truthful(8, missing=(3,)), square(0), None).voc_both)
     assert not failure.demonstration
 
 
