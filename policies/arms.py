@@ -126,7 +126,12 @@ MAIN = (
 """The questions of the benchmark, the most important first."""
 FEATURES = tuple(
     replace(arm, name=f"{arm.name}_features", about=f"{arm.about}; acts on view features", inputs="features")
-    for arm in (CLONED, SPARSE, replace(GRM_SHAPED, use="guide"), GRM_ONLY)
+    for arm in (
+        CLONED,
+        SPARSE,
+        replace(GRM_SHAPED, about="the task's own reward, guided by the GRM", use="guide"),
+        GRM_ONLY,
+    )
 )
 """The same questions to a policy that sees what a robot sees, guided as a session's is."""
 ABLATIONS = (

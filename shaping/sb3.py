@@ -34,7 +34,8 @@ class VecPotentialShaping(VecEnvWrapper):
         gamma: the learner's discount per decision, in (0, 1].
         weight: factor of Φ, at least 0; may be set while training runs, on this object.
 
-    Raises as `PotentialShaping` does, and `TraceError` if an episode ended without its terminal observation.
+    Raises as `PotentialShaping` does, and `TraceError` if an episode ended without its terminal observation. Where it
+    will not help is said there, too.
 
     """
 
