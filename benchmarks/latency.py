@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def stream(
     batch: int,
     rounds: int,
     calls: int,
-) -> dict[str, float | str | int]:
+) -> dict[str, Any]:
     """`rounds` times `calls` new frame sets for each of `batch` prefixes, against the bare float32 `encoder`."""
     device = next(encoder.parameters()).device
     chosen = list(islice(cycle(episodes), batch))
@@ -162,7 +163,7 @@ def offline(model: GRM, episodes: list[Episode], *, rounds: int) -> dict[str, fl
     }
 
 
-def over_rounds(row: dict[str, float | str | int]) -> Interval:
+def over_rounds(row: dict[str, Any]) -> Interval:
     """The median ratio of the rounds, between their 10th and 90th percentile."""
     return Interval(float(row["ratio"]), float(row["ratio_p10"]), float(row["ratio_p90"]))
 
@@ -195,7 +196,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     episodes = walks(options.episodes, 50)
-    rows: list[dict[str, float | str | int]] = []
+    rows: list[dict[str, Any]] = []
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         model = fresh_grm(device, seed=0)
         halved = fresh_grm(device, seed=0)
@@ -207,7 +208,7 @@ def main() -> None:
             paths["compiled encoder"] = compiled
         for name, way in paths.items():
             for batch in BATCHES:
-                row: dict[str, float | str | int] = {
+                row: dict[str, Any] = {
                     "device": device,
                     "path": name,
                     "batch": batch,

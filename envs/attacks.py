@@ -17,7 +17,7 @@ from grm.errors import TaskError
 from grm.reward import Frame
 
 from .cameras import PIXELS
-from .experts import BEHAVIOURS
+from .experts import BEHAVIOURS, towards
 from .metaworld import MetaWorldEnv, Rehearsal, SimulatorState
 
 Position = Float[np.ndarray, " 3"]
@@ -42,7 +42,7 @@ Attack = Callable[[Rehearsal, np.random.Generator], Act]
 def _hover(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """Goes to a few centimetres above or beside the object and stays there, fingers open."""
     offset = rng.uniform(-0.03, 0.03, 3) + np.array([0, 0, 0.07])
-    return lambda step, env: _go(env, _object(env) + offset, gripper=-1)
+    return lambda step, env: towards(env, _object(env) + offset, gripper=-1)
 
 
 def _oscillate(plan: Rehearsal, rng: np.random.Generator) -> Act:
@@ -52,7 +52,7 @@ def _oscillate(plan: Rehearsal, rng: np.random.Generator) -> Act:
     def act(step: int, env: MetaWorldEnv) -> np.ndarray:
         angle = phase + 2 * np.pi * step / 16
         around = radius * np.array([np.cos(angle), np.sin(angle), 0.5 * np.sin(2 * angle)]) + np.array([0, 0, 0.08])
-        return _go(env, _object(env) + around, gripper=1 if np.sin(angle) > 0 else -1)
+        return towards(env, _object(env) + around, gripper=1 if np.sin(angle) > 0 else -1)
 
     return act
 
@@ -63,7 +63,7 @@ def _object_free(plan: Rehearsal, rng: np.random.Generator) -> Act:
 
     def act(step: int, env: MetaWorldEnv) -> np.ndarray:
         index = min(step + 1, len(plan) - 1)
-        return _go(env, plan.hand[index] + shift, gripper=plan.gripper[index])
+        return towards(env, plan.hand[index] + shift, gripper=plan.gripper[index])
 
     return act
 
@@ -72,7 +72,7 @@ def _empty_hand(plan: Rehearsal, rng: np.random.Generator) -> Act:
     """The expert's hand path in its place, but the fingers never close: what should be carried stays behind."""
 
     def act(step: int, env: MetaWorldEnv) -> np.ndarray:
-        return _go(env, plan.hand[min(step + 1, len(plan) - 1)], gripper=-1)
+        return towards(env, plan.hand[min(step + 1, len(plan) - 1)], gripper=-1)
 
     return act
 
@@ -119,7 +119,7 @@ def _undo(plan: Rehearsal, rng: np.random.Generator) -> Act:
         if step < turn:
             return env.expert_action()
         index = max(0, 2 * turn - step)
-        return _go(env, plan.hand[min(index, len(plan) - 1)], gripper=plan.gripper[min(index, len(plan) - 1)])
+        return towards(env, plan.hand[min(index, len(plan) - 1)], gripper=plan.gripper[min(index, len(plan) - 1)])
 
     return act
 
@@ -191,8 +191,3 @@ def attempt_of(env: MetaWorldEnv, frames: Sequence[Frame], moments: Sequence[Sim
 
 def _object(env: MetaWorldEnv) -> Position:
     return env.raw_state[4:7]
-
-
-def _go(env: MetaWorldEnv, target: Position, *, gripper: float) -> Float[np.ndarray, " 4"]:
-    """Towards a position with the gain Meta-World's own experts use: full speed from 10 cm on."""
-    return np.append(10 * (target - env.raw_state[:3]), gripper)

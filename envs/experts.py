@@ -172,10 +172,15 @@ def _after_rehearsal(shift: np.ndarray, gripper: float | None) -> Actor:
             rehearsed[:] = [env.rehearse()]
         [path] = rehearsed
         index = min(step + 1, len(path) - 1)
-        towards = 10 * (path.hand[index] + shift - env.raw_state[:3])  # full speed from 10 cm on, as experts do
-        return np.append(towards, path.gripper[index] if gripper is None else gripper)
+        fingers = path.gripper[index] if gripper is None else gripper
+        return towards(env, path.hand[index] + shift, gripper=fingers)
 
     return Actor(act)
+
+
+def towards(env: MetaWorldEnv, position: np.ndarray, *, gripper: float) -> Action:
+    """Moves the hand to a position (3,) in metres with the gain that the experts use: full speed from 10 cm on."""
+    return np.append(10 * (position - env.raw_state[:3]), gripper)
 
 
 def _drop(generator: np.random.Generator, env: MetaWorldEnv) -> Action:

@@ -16,6 +16,9 @@ from jaxtyping import Bool, Float, UInt8
 
 from .errors import AbstainedError, TraceError
 
+BLACK = 4
+"""Brightest byte of a picture that shows nothing, whoever looks at it: that of a covered or unpowered sensor."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:

@@ -482,11 +482,11 @@ def _few_shot(
         )
     network = MultiViewNetwork(model.network.architecture)
     network.load_state_dict(model.network.state_dict())
-    views, horizon = demonstration.views, _done_from(demonstration)
+    horizon = _done_from(demonstration)
     usable = [
-        replace(e, views={name: e.views[name] for name in views})
+        replace(e, views={name: e.views[name] for name in demonstration.views if name in e.views})
         for e in replay
-        if e.task != demonstration.task and set(e.views) >= set(views)
+        if e.task != demonstration.task and not demonstration.views.keys().isdisjoint(e.views)
     ]
     if np.isnan(demonstration.progress).all():
         after = np.ones(len(demonstration) - horizon - 1)

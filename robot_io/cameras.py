@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from grm.errors import TraceError
+from grm.reward import BLACK
 
 from .errors import StaleFrameError
 
 _REMEMBERED = 64
 """Pictures back that one delivered out of order is recognised: three seconds at 20 Hz."""
-_BLACK = 4
-"""Brightest pixel of a picture that shows nothing: a covered or unpowered sensor; of 255."""
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ class Freshness:
                 continue
             picture = np.ascontiguousarray(picture)
             key = zlib.crc32(picture)
-            if key in camera.known or picture.max() <= _BLACK:
+            if key in camera.known or picture.max() <= BLACK:
                 camera.rejected += 1
                 continue
             camera.known.append(key)

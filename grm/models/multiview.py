@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, TraceError
 from ..fusion import Fuser, MeanFusion, is_cyclic
-from ..reward import Frame, PerspectiveJudgement, ProcessReward, Task
+from ..reward import BLACK, Frame, PerspectiveJudgement, ProcessReward, Task
 from .backbone import HashedText, build_backbone
 from .checkpoint import load_weights, locate, read_config, save_checkpoint
 from .folded import FoldedHeads
@@ -35,8 +35,6 @@ FEATURE_SCALE = 0.15
 """Of the features that policies act on. Over many scenes one varies by about .2, in one demonstration often by much
 less, and a learner that divides by what it saw in one demonstration would see the next scene ten deviations away.
 Scaled so, what varies by less than .2 meets the floor of such divisions, .03 (`policies.bc`), as centimetres do."""
-BLACK = 4 / 255
-"""A picture nowhere brighter than this shows nothing, whatever the network says: a covered or unpowered sensor."""
 _CHUNK = 256  # frames encoded at once; bounds the memory of offline judging
 
 
@@ -399,7 +397,7 @@ class GRM(ProcessReward[Frame, Carry]):
                 chunk = indices[begin : begin + _CHUNK]
                 images = self._images([frames[i] for i in chunk], names, device)
                 tokens = self.network.tokens(images, shift)
-                lit = images[..., ::4, ::4].amax((-3, -2, -1)) > BLACK  # a sixteenth of the pixels tells
+                lit = images[..., ::4, ::4].amax((-3, -2, -1)) > (BLACK + 0.5) / 255  # a sixteenth of the pixels tells
                 usable = (self.network.usable_logit(tokens) > 0) & lit
                 pooled = self.network.pool(tokens, usable)
                 features, moments = pooled.cpu().numpy(), heads.moment(pooled).cpu().numpy()

@@ -377,6 +377,23 @@ def test_train_goes_on_from_a_checkpoint(tmp_path, dataset, tiny):
     assert json.loads((out / "config.json").read_text())["card"]["from"] == {}
 
 
+def test_data_sets_of_different_cameras_make_one_model(tmp_path, dataset):
+    """One is seen by `top`, the other by two cameras; the demonstration to adapt to by one of each."""
+    left = [square(seed, task="left-v3", views=("side", "wrist")) for seed in (5, 6, 7)]
+    other = write_dataset(tmp_path / "left", left)
+    demonstration = write_dataset(tmp_path / "up", [square(8, task="up-v3", views=("top", "wrist"))])
+    out, adapted, table = tmp_path / "out", tmp_path / "adapted", tmp_path / "table"
+    assert grm("train", "--data", dataset, other, "--out", out, "--steps", 2, "--validation", 0.34) == 0
+    assert {"voc_plus", "mae_demo"} <= set(json.loads((out / "config.json").read_text())["card"]["validation"])
+    assert {tuple(episode.views) for episode in read_replay(out)} == {("top",), ("side", "wrist")}
+    assert grm("adapt", "--data", demonstration, "--model", out, "--out", adapted, "--steps", 1) == 0
+    assert GRM.from_pretrained(adapted).network.gated, "both data sets were there to tell the new task's words from"
+    assert grm("evaluate", "--data", dataset, other, "--model", adapted, "--out", table) == 0
+    tasks = json.loads((table / "evaluation.json").read_text())["tasks"]
+    assert set(tasks) == {"left-v3", "right-v3"}
+    assert all(metrics["abstained"] == 0 for metrics in tasks.values())
+
+
 def test_the_replay_sample_is_of_all_tasks_and_of_behaviours_that_differ():
     def named(task, *behaviours):
         return [square(seed, task=task, behaviour=behaviour) for seed, behaviour in enumerate(behaviours)]
@@ -518,7 +535,7 @@ def test_demo_end_to_end(tmp_path, tiny, monkeypatch, capsys):
         ["grm", "2"],
     ]
     page = (out / "index.html").read_text()
-    assert "Here, on one seed, shaping" in page
+    assert "Here, on one seed, the GRM" in page
     minutes = json.loads((out / "minutes.json").read_text())["minutes"]
     assert 0 < minutes < 20
     said = capsys.readouterr().out

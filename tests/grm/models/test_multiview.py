@@ -9,7 +9,7 @@ from grm.data.replay import read_replay
 from grm.errors import CheckpointError, TraceError
 from grm.fusion import ConsistentFusion, MeanFusion
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork, _Question, packaged_checkpoint
-from grm.reward import Frame, Task
+from grm.reward import BLACK, Frame, Task
 from grm.testing import check_process_reward
 
 SEED = 15
@@ -468,11 +468,11 @@ def _pictures(episode: Episode, length: int, **instead: np.ndarray) -> list[Fram
     return [Frame(views={**frame.views, **instead}, time=frame.time) for frame in episode.frames[:length]]
 
 
-@pytest.mark.parametrize("what", ["black", "one", "grey", "white", "noise"])
+@pytest.mark.parametrize("what", ["black", "one", "four", "grey", "white", "noise"])
 def test_the_shipped_weights_abstain_where_no_camera_shows_anything(shipped, what):
     """Exact pictures without the noise of a lit sensor, which the network has never seen: also those show nothing."""
     model, episodes = shipped
-    level = {"black": 0, "one": 1, "grey": 128, "white": 255}.get(what)
+    level = {"black": 0, "one": 1, "four": BLACK, "grey": 128, "white": 255}.get(what)
     for episode in episodes:
         rng = np.random.default_rng(0)
         shape = next(iter(episode.views.values())).shape[1:]
