@@ -52,7 +52,7 @@ class Train:
 
     def run(self) -> None:
         """Read, train, write the checkpoint now and then, and report on the validation episodes."""
-        from ..train import Trainer, TrainSettings, calibrate
+        from ..train import MANY_TASKS, Trainer, TrainSettings, calibrate
 
         if not 0 <= self.validation < 1:
             raise TraceError(
@@ -72,7 +72,7 @@ class Train:
         settings = TrainSettings(
             steps=self.steps, seed=self.seed, bfloat16=self.bfloat16, learning_rate=self.learning_rate
         )
-        trainer = Trainer(network, training, settings)
+        trainer = Trainer(network, training, settings, MANY_TASKS)
         if self.resume:
             trainer.resume(self.out)
             saved = read_config(self.out, KIND)["card"].get("trained_steps")

@@ -1,6 +1,6 @@
 """What cameras do to pictures, drawn anew for every training step: lenses, sensors, codecs, dirt and bad cables.
 
-What a camera is (its shift, colours, noise, blur, compression, dirt) is drawn once per episode and view; what goes
+What a camera is (its pose, colours, noise, blur, compression, dirt) is drawn once per episode and view; what goes
 wrong (a view that is missing, black, static, frozen or plugged into the wrong socket) once per moment.
 """
 
@@ -22,6 +22,10 @@ class Augmentation:
 
     shift: int = 3
     """Largest shift in pixels, either way; edges are repeated. Kostrikov et al. 2020 (DrQ), once per episode."""
+    zoom: float = 0.15
+    """Nearer or farther by up to this share."""
+    turn: float = 0.02
+    """Turned about the middle by up to ± this share of a turn."""
     gain: float = 0.15
     """Each colour channel times 1 ± this."""
     bias: float = 0.06
@@ -102,6 +106,8 @@ def augment(
     if there.shape != (images.shape[0], images.shape[2]) or not there.any(-1).all():
         raise TraceError(f"`there` says {there.tolist()}; expected (E, V), with at least one view of every episode")
     result = _colour(_compress(_shift(images, settings, generator), settings, generator), settings, generator)
+    if settings.zoom or settings.turn:
+        _nudge(result, settings, generator)
     _blur(result, settings, generator)
     _add_noise(result, settings, generator)
     _occlude(result, settings, generator)
@@ -161,6 +167,22 @@ def _colour(images: np.ndarray, settings: Augmentation, generator: np.random.Gen
         bias_e, linear_e = bias_t[e].repeat(moments, 1, 1), linear_t[e].repeat(moments, 1, 1)
         torch.baddbmm(bias_e, linear_e, pixels, out=result[e].view(pixels.shape))
     return result.view(count, moments, views, 3, height, width)
+
+
+def _nudge(images: Tensor, settings: Augmentation, generator: np.random.Generator) -> None:
+    """Every camera nearer or farther and turned about the middle, alike in all moments; edges are repeated."""
+    count, moments, views, channels, height, width = images.shape
+    size = count, views
+    nearer = (1 + settings.zoom) ** generator.uniform(-1, 1, size)
+    angle = 2 * np.pi * generator.uniform(-settings.turn, settings.turn, size)
+    cos, sin, aspect = np.cos(angle) / nearer, np.sin(angle) / nearer, width / height
+    x, y = np.stack([cos, -sin / aspect, 0 * cos], -1), np.stack([sin * aspect, cos, 0 * cos], -1)
+    lenses = torch.from_numpy(np.stack([x, y], -2).astype(np.float32))  # (E, V, 2, 3), in units of half a side
+    for e, v in np.ndindex(size):
+        film = images[e, :, v].reshape(1, -1, height, width)
+        grid = F.affine_grid(lenses[e, v][None], [*film.shape], align_corners=False)
+        seen = F.grid_sample(film, grid, padding_mode="border", align_corners=False)
+        images[e, :, v] = seen.view(moments, channels, height, width)
 
 
 def _hue_rotation(angle: np.ndarray) -> np.ndarray:

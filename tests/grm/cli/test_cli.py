@@ -21,7 +21,7 @@ from grm.data.lerobot import count_episodes, read_episodes
 from grm.data.replay import FILE, read_replay, write_replay
 from grm.errors import OutputError
 from grm.models.multiview import GRM
-from grm.train import Trainer, TrainSettings
+from grm.train import MANY_TASKS, Trainer, TrainSettings
 
 from ...tiny import square, tiny_grm, tiny_network
 from ..data.test_recordings import film
@@ -338,7 +338,9 @@ def test_train_writes_a_checkpoint_with_its_report(tmp_path, dataset):
     assert card["command"] == expected, "the command is in the card, however it was called"
     assert {"voc_plus", "voc_minus", "mae_demo"} <= set(card["validation"])
     assert all(np.isfinite(value) for value in card["validation"].values())
-    expected = Trainer(tiny_network(4), list(read_episodes(dataset, [0, 1])), TrainSettings(steps=3, seed=4))
+    expected = Trainer(
+        tiny_network(4), list(read_episodes(dataset, [0, 1])), TrainSettings(steps=3, seed=4), MANY_TASKS
+    )
     expected.run()
     for name, tensor in expected.network.state_dict().items():
         if name != "calibration":

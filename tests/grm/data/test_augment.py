@@ -88,6 +88,26 @@ def test_a_shift_is_one_per_episode_and_view_and_repeats_the_edge():
     assert np.abs(list(seen)).max() == 3
 
 
+@pytest.mark.parametrize(("zoom", "turn"), [(0.2, 0.0), (0.0, 0.03)])
+def test_a_camera_is_nearer_or_turned_about_the_centre_the_same_in_all_moments(zoom, turn):
+    height, width = 16, 20
+    ramp = np.full((8, 3, 2, height, width, 3), 7, np.uint8)
+    ramp[..., 0], ramp[..., 1] = 5 * np.arange(height)[:, None], 5 * np.arange(width)
+    where = corrupted(ramp, zoom=zoom, turn=turn).images.numpy()[:, :, :, :2] * 51  # (E, M, V, (y, x), h, w)
+    np.testing.assert_allclose(where, where[:, :1].repeat(3, 1), atol=1e-4)
+    inner = where[:, 0, :, :, 5:11, 6:14]
+    np.testing.assert_allclose(inner.mean((-2, -1)), np.broadcast_to([7.5, 9.5], (8, 2, 2)), atol=1e-3)
+    down, right = np.diff(inner, axis=-2).mean((-2, -1)), np.diff(inner, axis=-1).mean((-2, -1))  # (E, V, (y, x))
+    np.testing.assert_allclose(down[..., 0], right[..., 1], atol=1e-4, err_msg="also in pictures that are no squares")
+    np.testing.assert_allclose(down[..., 1], -right[..., 0], atol=1e-4)
+    size, angle = 1 / np.hypot(*right.T), np.arctan2(*right.T) / (2 * np.pi)
+    for drawn, low, high in ((size, 1 / (1 + zoom), 1 + zoom), (angle, -turn, turn)):
+        assert low - 1e-4 <= drawn.min() <= drawn.max() <= high + 1e-4
+        assert np.ptp(drawn) >= 0.7 * (high - low)
+    assert (np.diff(size + angle, axis=0) != 0).all(), "each camera its own"
+    assert (np.diff(size + angle, axis=1) != 0).all(), "in each episode"
+
+
 def test_gain_and_bias_are_what_they_say():
     flat = np.full((40, 2, 2, 8, 8, 3), 100, np.uint8)
     gained = corrupted(flat, gain=0.2).images.numpy() * 255
