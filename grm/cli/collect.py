@@ -122,7 +122,7 @@ def _collect(settings: Collect, task: str, root: Path) -> Iterator[int]:
     first = experts[-1]["seed"] + 1 if experts else settings.seed
 
     def look(seed: int) -> Appearance | None:
-        generator = np.random.default_rng([seed, 1])
+        generator = np.random.default_rng([seed, *task.encode()])  # tasks share seeds, and must not share looks
         return Appearance.draw(generator) if generator.random() < settings.appearance else None
 
     def missing() -> Iterator[Episode]:

@@ -296,6 +296,27 @@ def test_collect_in_looks_and_with_provers_of_ones_own(tmp_path, monkeypatch):
         assert np.abs(one.views["corner"].astype(int) - other.views["corner"]).mean() > 3
 
 
+def test_tasks_do_not_share_looks(tmp_path, monkeypatch):
+    """The same instances of two tasks: what one looks like tells nothing of the other."""
+    from envs.appearance import Appearance
+
+    drawn, draw = [], Appearance.draw
+
+    def spy(generator):
+        look = draw(generator)
+        drawn.append(look.seed)
+        return look
+
+    monkeypatch.setattr(Appearance, "draw", spy)
+    given = ("collect", "--views", "corner", "--size", "32", "--horizon", "50", "--episodes", 0, "--provers", 0)
+    for name in ("once", "again"):
+        where = ("--out", tmp_path / name)
+        assert grm(*given, *where, "--task", "reach", "push", "--off-demonstration", 1, "--appearance", 1.0) == 0
+    reach, push, *again = drawn
+    assert reach != push
+    assert again == [reach, push]
+
+
 def test_collect_clones(tmp_path, monkeypatch):
     """Two cloned policies, the second for the third episode; experts and failures are counted apart."""
     monkeypatch.setattr(collect, "_LESSONS", 2)
