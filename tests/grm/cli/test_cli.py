@@ -576,7 +576,7 @@ def test_demo_interrupted_by_ctrl_c(tmp_path, tiny):
 
     out = tmp_path / "run"
     out.mkdir()
-    settings = OneShotSettings(task="reach-v3", rollouts=200, evaluation_episodes=1)
+    settings = OneShotSettings(task="reach-v3", rollouts=200, evaluation_episodes=1, model=str(tiny))
     write_config(out, settings, {"command": "grm demo", "commit": ""}, resume=False)
     record_demonstration(settings, out / "demonstration")
     shutil.copytree(tiny, out / "grm")
