@@ -179,7 +179,7 @@ def test_every_task_can_be_made_seen_and_mostly_solved(task):
         assert np.abs(env.raw_state[36:]).max() > 1e-3
         progress.append(env.true_progress())
         solved += run_expert(env)[1]
-    assert np.median(progress) < 0.2, "of the three provers whose mean it is one may be much faster than their median"
+    assert max(progress) < 0.2, "as some provers are faster than the median"
     assert solved >= 1
     env.close()
 

@@ -124,6 +124,7 @@ def test_who_is_killed_leaves_nobody_behind_who_writes(begun_copy, tmp_path):
     )
     child = int(parent.stdout.readline())
     assert parent.stdout.readline() == "rollout\n"
+    os.kill(child, 0)  # it is there
     parent.kill()
     try:
         parent.communicate(timeout=20)  # the worker inherited the pipe: it ends when both are gone
