@@ -57,8 +57,8 @@ LIGHT = Augmentation(
 """About half of `Augmentation`'s defaults: a network this small, trained this briefly, pays for more with precision."""
 
 MANY_TASKS = replace(LIGHT, shift=4, zoom=0.15, turn=0.02)
-"""For many tasks, cameras are nudged too: a network trained so judges unseen episodes as well or better, though it has
-learned less of its own by heart. Not tried on one demonstration."""
+"""For many tasks, cameras are nudged too: with one seed, a network trained so judged unseen episodes as well or better,
+though it had learned less of its own by heart (docs/log.md). Not tried on one demonstration."""
 
 CERTAIN = 0.93
 """Progress below which a frame surely does not show the task done: just before success it looks like success."""

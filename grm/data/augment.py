@@ -176,7 +176,8 @@ def _nudge(images: Tensor, settings: Augmentation, generator: np.random.Generato
     nearer = (1 + settings.zoom) ** generator.uniform(-1, 1, size)
     angle = 2 * np.pi * generator.uniform(-settings.turn, settings.turn, size)
     cos, sin, aspect = np.cos(angle) / nearer, np.sin(angle) / nearer, width / height
-    x, y = np.stack([cos, -sin / aspect, 0 * cos], -1), np.stack([sin * aspect, cos, 0 * cos], -1)
+    still = np.zeros(size)  # `_shift` has moved it
+    x, y = np.stack([cos, -sin / aspect, still], -1), np.stack([sin * aspect, cos, still], -1)
     lenses = torch.from_numpy(np.stack([x, y], -2).astype(np.float32))  # (E, V, 2, 3), in units of half a side
     for e, v in np.ndindex(size):
         film = images[e, :, v].reshape(1, -1, height, width)

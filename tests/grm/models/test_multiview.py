@@ -318,6 +318,12 @@ def test_unusable_first_frames_and_goals_are_none():
     assert not model.judge(WITHOUT_GOAL, [black, black]).judged.any()
 
 
+def test_a_picture_is_black_up_to_its_brightest_byte_whatever_the_network_says():
+    model = GRM(tiny_network())
+    judgement = model.judge(WITHOUT_GOAL, [shade(top=level / 255) for level in (BLACK, BLACK + 1, 0, 255)])
+    np.testing.assert_array_equal(judgement.judged, [False, True, False, True])
+
+
 def test_a_new_network_takes_every_picture_for_usable():
     network = tiny_network()
     assert (network.usable_logit(network.encode(torch.rand(2, 2, 3, 16, 16), ["a", "b"])) > 0).all()
