@@ -162,6 +162,8 @@ class MetaWorldEnv(gym.Env):
         render_mode: str | None = None,
     ) -> None:
         self.task = task_name(task)
+        if horizon < 1 or action_repeat < 1:
+            raise TraceError(f"horizon is {horizon} and action_repeat {action_repeat}; expected at least 1 of both")
         self.instruction = INSTRUCTIONS[self.task]
         self.horizon, self.action_repeat, self.render_mode = horizon, action_repeat, render_mode
         self._state = state

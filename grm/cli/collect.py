@@ -11,7 +11,7 @@ import numpy as np
 from rich.markup import escape
 
 from ..data.episodes import Episode
-from ..errors import OutputError
+from ..errors import OutputError, TraceError
 from .terminal import console, progress_bar
 
 _LESSONS = 6
@@ -45,7 +45,7 @@ class Collect:
     label_every: int = 1
     """Ask the prover at every n-th frame of an episode off the demonstration, and interpolate between."""
     provers: int = 3
-    """Perturbed experts asked each time; their mean is the label."""
+    """Perturbed experts asked each time; their mean is the label. 0 for no labels off the demonstration."""
     appearance: float = 0.0
     """Share of episodes in a look of their own: cameras, lights, colours, textures and distractors drawn at random."""
     seed: int = 0
@@ -55,6 +55,7 @@ class Collect:
 
     def run(self) -> None:
         """Collect every task, in parallel when asked."""
+        self._check()
         from envs.metaworld import HELD_OUT, PRECISE, PRETRAINING, task_name
 
         groups = {"pretraining": PRETRAINING, "held-out": HELD_OUT, "precise": PRECISE}
@@ -62,14 +63,14 @@ class Collect:
         tasks = list(dict.fromkeys(named))
         roots = {name: self.out / name if len(tasks) > 1 else self.out for name in tasks}
         total = self.episodes + self.off_demonstration + self.clones
-        began, states, episodes = time.perf_counter(), 0, 0
+        began, states, episodes, there = time.perf_counter(), 0, 0, 0
         with progress_bar() as progress:
             bar = progress.add_task("collecting", total=total * len(tasks))
             if self.jobs == 1 or len(tasks) == 1:
                 for name, root in roots.items():
                     progress.update(bar, description=name)
                     for length in _collect(self, name, root):
-                        states, episodes = states + length, episodes + (length > 0)
+                        states, episodes, there = states + length, episodes + (length > 0), there + 1
                         progress.advance(bar)
             else:
                 with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
@@ -77,14 +78,40 @@ class Collect:
                     for future in as_completed(futures):
                         lengths = future.result()
                         states, episodes = states + sum(lengths), episodes + sum(length > 0 for length in lengths)
+                        there += len(lengths)
                         progress.update(bar, advance=total, description=futures[future])
         seconds = time.perf_counter() - began
         cost = f"; {1000 * seconds * self.jobs / states:.1f} ms of a process per state" if states else ""
+        labelled = "labelled states" if self.provers else "states"
         console.print(
-            f"wrote {episodes} episodes of {len(tasks)} task(s) with {states} labelled states to "
-            f"[bold]{escape(str(self.out))}[/bold], which now has {total * len(tasks)} episodes{cost}",
+            f"wrote {episodes} episodes of {len(tasks)} task(s) with {states} {labelled} to "
+            f"[bold]{escape(str(self.out))}[/bold], which now has {there} episodes{cost}",
             soft_wrap=True,
         )
+
+    def _check(self) -> None:
+        """Raise `TraceError` for numbers that no episode or label can be made with."""
+        least = {
+            "episodes": 0,
+            "off_demonstration": 0,
+            "clones": 0,
+            "size": 1,
+            "horizon": 1,
+            "action_repeat": 1,
+            "label_every": 1,
+            "provers": 0,
+            "seed": 0,
+            "jobs": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise TraceError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; expected a whole number of at least {bound}"
+                )
+        if not 0 <= self.appearance <= 1:
+            raise TraceError(f"--appearance is {self.appearance}; expected a share of the episodes in [0, 1]")
+        if not self.episodes + self.off_demonstration + self.clones:
+            raise TraceError("no episodes were asked for; expected --episodes, --off-demonstration or --clones above 0")
 
 
 def _collect_all(settings: Collect, task: str, root: Path) -> list[int]:

@@ -54,6 +54,11 @@ class Train:
         """Read, train, write the checkpoint now and then, and report on the validation episodes."""
         from ..train import MANY_TASKS, Trainer, TrainSettings, calibrate
 
+        if self.steps < 1 or not self.learning_rate > 0:
+            raise TraceError(
+                f"steps is {self.steps} and learning_rate {self.learning_rate}; expected at least 1 step and a "
+                f"positive rate"
+            )
         if not 0 <= self.validation < 1:
             raise TraceError(
                 f"validation is {self.validation}; expected a share of the episodes in [0, 1), such as 0.1"

@@ -185,6 +185,12 @@ def test_every_task_can_be_made_seen_and_mostly_solved(task):
     env.close()
 
 
+@pytest.mark.parametrize("given", [{"horizon": 0}, {"action_repeat": 0}])
+def test_no_decisions_are_no_episode(given):
+    with pytest.raises(TraceError, match="expected at least 1 of both"):
+        MetaWorldEnv("reach", **given)
+
+
 def test_truncated_at_the_horizon_and_only_there():
     env = MetaWorldEnv("reach", horizon=3)
     env.reset(seed=0)

@@ -317,6 +317,43 @@ def test_tasks_do_not_share_looks(tmp_path, monkeypatch):
     assert again == [reach, push]
 
 
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("episodes", -1),
+        ("size", 0),
+        ("horizon", 0),
+        ("action-repeat", 0),
+        ("label-every", 0),
+        ("provers", -1),
+        ("seed", -5),
+        ("jobs", 0),
+        ("appearance", 1.5),
+    ],
+)
+def test_collect_refuses_numbers_that_make_no_episode(refused, tmp_path, option, given):
+    message = refused("collect", "--task", "reach", "--out", tmp_path / "out", f"--{option}", given)
+    assert f"--{option} is {given}; expected" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_collect_says_how_many_there_are(tmp_path, capsys):
+    assert "no episodes were asked for" in _said(capsys, 2, *COLLECT, "--episodes", 0, "--out", tmp_path / "reach")
+    assert "now has 2 episodes" in _said(capsys, 0, *COLLECT, "--episodes", 2, "--out", tmp_path / "reach")
+    assert "now has 2 episodes" in _said(capsys, 0, *COLLECT, "--episodes", 1, "--out", tmp_path / "reach")
+
+
+def _said(capsys, status, *arguments):
+    assert grm(*arguments) == status
+    said = capsys.readouterr()
+    return said.out + said.err
+
+
+@pytest.mark.parametrize("given", [("--steps", 0), ("--learning-rate", -1.0)])
+def test_train_refuses_to_learn_nothing(refused, tmp_path, dataset, given):
+    assert "at least 1 step and a positive rate" in refused("train", "--data", dataset, *given, "--out", tmp_path / "o")
+
+
 def test_collect_clones(tmp_path, monkeypatch):
     """Two cloned policies, the second for the third episode; experts and failures are counted apart."""
     monkeypatch.setattr(collect, "_LESSONS", 2)
