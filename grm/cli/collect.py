@@ -63,29 +63,28 @@ class Collect:
         tasks = list(dict.fromkeys(named))
         roots = {name: self.out / name if len(tasks) > 1 else self.out for name in tasks}
         total = self.episodes + self.off_demonstration + self.clones
-        began, states, episodes, there = time.perf_counter(), 0, 0, 0
+        began = time.perf_counter()
+        lengths: list[int] = []  # an episode each; 0 for those that were there already
         with progress_bar() as progress:
             bar = progress.add_task("collecting", total=total * len(tasks))
             if self.jobs == 1 or len(tasks) == 1:
                 for name, root in roots.items():
                     progress.update(bar, description=name)
                     for length in _collect(self, name, root):
-                        states, episodes, there = states + length, episodes + (length > 0), there + 1
+                        lengths.append(length)
                         progress.advance(bar)
             else:
                 with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
                     futures = {pool.submit(_collect_all, self, name, root): name for name, root in roots.items()}
                     for future in as_completed(futures):
-                        lengths = future.result()
-                        states, episodes = states + sum(lengths), episodes + sum(length > 0 for length in lengths)
-                        there += len(lengths)
+                        lengths += future.result()
                         progress.update(bar, advance=total, description=futures[future])
-        seconds = time.perf_counter() - began
+        seconds, states = time.perf_counter() - began, sum(lengths)
         cost = f"; {1000 * seconds * self.jobs / states:.1f} ms of a process per state" if states else ""
         labelled = "labelled states" if self.provers else "states"
         console.print(
-            f"wrote {episodes} episodes of {len(tasks)} task(s) with {states} {labelled} to "
-            f"[bold]{escape(str(self.out))}[/bold], which now has {there} episodes{cost}",
+            f"wrote {sum(length > 0 for length in lengths)} episodes of {len(tasks)} task(s) with {states} {labelled} "
+            f"to [bold]{escape(str(self.out))}[/bold], which now has {len(lengths)} episodes{cost}",
             soft_wrap=True,
         )
 
