@@ -110,6 +110,10 @@ class Table:
         """Mean of one arm over mean of another, on the tasks and seeds that have both."""
         return bootstrap(self.values(column, [arm, other]), lambda mean: mean[arm] / mean[other])
 
+    def difference(self, column: str, arm: str, other: str) -> Interval | None:
+        """Mean of one arm minus mean of another, on the tasks and seeds that have both."""
+        return bootstrap(self.values(column, [arm, other]), lambda mean: mean[arm] - mean[other])
+
 
 def bootstrap(
     found: Mapping[str, Sequence[Mapping[str, float]]], score: Score, *, resamples: int = 2000
@@ -152,6 +156,9 @@ def summarize(rows: Sequence[Row], rollouts: int) -> dict[str, float | Interval]
         "false_success_rate": false_success_rate(rows, "grm_only"),
         "headline_tasks": float(len(headline)) if headline else None,
     }
+    for arm in ABLATIONS:  # which stand on fewer tasks and seeds than the whole does: so on the same ones as that
+        entries[f"{arm.name}.final_success_minus_grm"] = table.difference("final_success", arm.name, "grm")
+        entries[f"{arm.name}.rollouts_to_80_vs_grm"] = table.ratio("rollouts_to_80", arm.name, "grm")
     for arm in ARMS:
         entries[f"{arm.name}.final_success"] = table.mean("final_success", arm.name, every)
         if not arm.learns:

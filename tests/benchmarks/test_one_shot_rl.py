@@ -72,6 +72,13 @@ def test_only_seeds_that_have_both_arms_are_compared():
     assert table.ratio("rollouts_to_80", "grm", "prover") is None
 
 
+def test_an_ablation_is_set_against_the_whole_on_its_own_tasks_and_seeds():
+    summary = summarize([*ROWS, row("hard", 1, "grm_forward", 0.6, None)], rollouts=100)
+    assert summary["grm_forward.final_success_minus_grm"].value == pytest.approx(0.6 - 0.8)
+    assert summary["grm_forward.rollouts_to_80_vs_grm"].value == pytest.approx(100 / 50)
+    assert "grm_backward.final_success_minus_grm" not in summary
+
+
 def test_intervals_widen_with_tasks_that_disagree():
     def of(values):
         return bootstrap({str(k): [{"a": v}, {"a": v}] for k, v in enumerate(values)}, lambda mean: mean["a"])
