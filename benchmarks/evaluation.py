@@ -152,8 +152,9 @@ def prepare(task: str, data: Path, cache: Path) -> None:
 def validation_split(model: Path, folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
     """Of each data set in `folders` (r, n): `grm train` held out of this model the episodes i with i mod n = r.
 
-    Read from the command on the model's card, and on those of the models it went on from. Raises `TraceError` if the
-    model is of other data, saw all of it, or an earlier one saw what a later one held out.
+    Read from the command on the model's card, and on those of the models it went on from, which may have been trained
+    on other data. Raises `TraceError` if the model is of other data, saw all of it, or an earlier one saw what a later
+    one held out.
     """
     card = read_config(model, KIND)["card"]
     split = _held_out(card)
@@ -166,8 +167,10 @@ def validation_split(model: Path, folders: Sequence[Path]) -> dict[Path, tuple[i
             )
     earlier = card.get("from")
     while earlier:
-        for root in datasets(folders):
-            if _held_out(earlier).get(root.resolve()) != split[root.resolve()]:
+        seen = [root for root in datasets(folders) if _names(earlier, root)]
+        held = _held_out(earlier) if seen else {}
+        for root in seen:
+            if held.get(root.resolve()) != split[root.resolve()]:
                 raise TraceError(
                     f"{model} goes on from a model of {earlier.get('command')!r}, which held other episodes of {root} "
                     f"out; expected the same --data in the same order and the same --validation: train it so, or "
@@ -177,14 +180,26 @@ def validation_split(model: Path, folders: Sequence[Path]) -> dict[Path, tuple[i
     return {root: split[root.resolve()] for root in datasets(folders)}
 
 
-def _held_out(card: Mapping) -> dict[Path, tuple[int, int]]:
-    """By resolved folder (r, n) of the rule by which `grm.cli.train` splits; nothing where it held nothing out."""
+def _options(card: Mapping) -> dict[str, list[str]]:
+    """The words after each option of the command on a card."""
     options: dict[str, list[str]] = {}
     name = ""
     for word in shlex.split(str(card.get("command", ""))):
         if word.startswith("--"):
             name = word
         options.setdefault(name, []).extend([] if word.startswith("--") else [word])
+    return options
+
+
+def _names(card: Mapping, root: Path) -> bool:
+    """Whether the data set was among the command's; its folder need not be there any more."""
+    folders = {Path(folder).resolve() for folder in _options(card).get("--data", [])}
+    return not folders.isdisjoint({root.resolve(), root.resolve().parent})
+
+
+def _held_out(card: Mapping) -> dict[Path, tuple[int, int]]:
+    """By resolved folder (r, n) of the rule by which `grm.cli.train` splits; nothing where it held nothing out."""
+    options = _options(card)
     share = float(options.get("--validation", [str(Train.validation)])[0])
     if share == 0:
         return {}

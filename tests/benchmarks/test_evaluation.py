@@ -188,6 +188,12 @@ def test_unseen_episodes_are_those_that_training_held_out(tmp_path):
     before["from"] = {"command": command.replace("0.3", "0.2"), "from": before["from"]}
     with pytest.raises(TraceError, match="held other episodes of"):
         validation_split(save_card(tmp_path / "leaky", before), folders)
+    for shown in ("0.0", "0.3"):  # in another order, another episode is held out
+        before["from"] = {"command": f"grm train --data {tmp_path / 'plain'} --out x --validation {shown}"}
+        with pytest.raises(TraceError, match="held other episodes of"):
+            validation_split(save_card(tmp_path / f"leaky-{shown}", before), folders)
+    before["from"] = {"command": "grm train --data no/longer/there --out x --validation 0.0"}
+    assert validation_split(save_card(tmp_path / "fresh", before), folders) == split
 
 
 def scored(task: str, behaviour: str, potential, truth, *, done: float, succeeded: bool) -> Scored:
