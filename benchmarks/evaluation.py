@@ -49,6 +49,7 @@ from grm.models.checkpoint import locate, read_config
 from grm.models.multiview import GRM, KIND, packaged_checkpoint
 from grm.reward import Judge
 from grm.train import adapt
+from grm.workers import end_with_the_parent
 
 from .results import write_result
 
@@ -480,6 +481,7 @@ def _fingerprint(root: Path) -> str:
 
 
 def _one_thread() -> None:
+    end_with_the_parent()
     torch.set_num_threads(1)
     os.environ["LP_NUM_THREADS"] = "0"  # software rendering would start a thread per core otherwise
 

@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from envs.metaworld import HELD_OUT, PRECISE, task_name
 from grm.audit import AttackSummary, Finding, summarize, worst
+from grm.workers import end_with_the_parent
 from policies.red_team import AuditSettings, read_findings, run
 
 from .results import write_result
@@ -42,6 +43,7 @@ def worst_on_one_task(findings: Sequence[Finding]) -> AttackSummary | None:
 
 
 def one_thread() -> None:
+    end_with_the_parent()
     torch.set_num_threads(1)
     os.environ["LP_NUM_THREADS"] = "0"  # software rendering would start a thread per core otherwise
 

@@ -20,6 +20,7 @@ import torch
 from rich.progress import Progress
 
 from envs.metaworld import HELD_OUT, PRECISE, task_name
+from grm.workers import end_with_the_parent
 from policies.log import arm_folder, read_rollouts
 from policies.one_shot import OneShotSettings
 from policies.visited import collect_visited
@@ -47,6 +48,7 @@ def _quiet_renderer() -> Iterator[None]:
 
 def _begin(reports: Any) -> None:
     global _reports  # noqa: PLW0603 (a queue can be handed to a worker only when it starts)
+    end_with_the_parent()
     _reports = reports
     torch.set_num_threads(1)
 

@@ -2,10 +2,8 @@
 
 import csv
 import multiprocessing
-import os
 import queue
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from grm.errors import GrmError
+from grm.workers import end_with_the_parent
 
 from .arms import Arm
 from .collecting import Rollout
@@ -152,16 +151,8 @@ def _next(waiting: dict[int, Cell], running: Sequence[Cell]) -> int | None:
     return None
 
 
-def _end_with_the_parent() -> None:
-    """Wait for the parent to be gone, killed say, then go too: who resumes the run must be its only writer."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
 def _work(number: int, cell: Cell, reports: Any, stop: Any) -> None:
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_the_parent()
     torch.set_num_threads(1)
 
     def on_rollout(rollout: Rollout) -> bool | None:

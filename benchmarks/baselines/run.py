@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from envs.metaworld import HELD_OUT, PRECISE, task_name
 from grm.metrics import Interval, expected_interval
+from grm.workers import end_with_the_parent
 
 from ..results import write_result
 from .clips import LAG
@@ -82,6 +83,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
 
 
 def _begin() -> None:
+    end_with_the_parent()
     torch.set_num_threads(1)
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from ..data.episodes import Episode
 from ..errors import OutputError, TraceError
+from ..workers import end_with_the_parent
 from .terminal import console, progress_bar
 
 _LESSONS = 6
@@ -74,7 +75,7 @@ class Collect:
                         lengths.append(length)
                         progress.advance(bar)
             else:
-                with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+                with ProcessPoolExecutor(self.jobs, get_context("spawn"), end_with_the_parent) as pool:
                     futures = {pool.submit(_collect_all, self, name, root): name for name, root in roots.items()}
                     for future in as_completed(futures):
                         lengths += future.result()

@@ -33,7 +33,8 @@ class EpisodeWriter:
 
     Views are stored as lossless H.264 with full colour resolution (tiny objects would not survive less); `progress` in
     [0, 1], `next.reward`, `next.done` and `next.success` are columns. One writer at a time: what an earlier one left
-    half-written is undone here. Raises `OutputError` if `root` exists and is not such a data set, or is not writable.
+    half-written is undone here, and one that finds another's episodes refuses to write. Raises `OutputError` if `root`
+    exists and is not such a data set, or is not writable.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,6 +47,7 @@ class EpisodeWriter:
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             raise OutputError(f"{self.root} is not writable ({existing} is not); choose a folder you may write to")
         self._undo()
+        self._known = self._count()
 
     def lines(self) -> list[dict]:
         """What was written so far: one record per episode, with its behaviour and seed."""
@@ -56,7 +58,8 @@ class EpisodeWriter:
         """Write episodes whole; when this returns, they are safe on disk.
 
         Several at once cost little more than one: most of the time goes into opening the data set. Raises `TraceError`
-        for other views, image sizes, states or actions than the data set's, before any of them is written.
+        for other views, image sizes, states or actions than the data set's, and `OutputError` if another writer has
+        written since, before any of them is written.
         """
         if not episodes:
             return
@@ -68,6 +71,11 @@ class EpisodeWriter:
         # x264 prints a page of statistics per file otherwise: LeRobot puts FFmpeg's own printer back after each.
         av.logging.set_libav_level(av.logging.ERROR)
         encoder = RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", preset="veryfast", crf=0, g=10)
+        if self._count() != self._known:
+            raise OutputError(
+                f"{self.root} holds {self._count()} episodes and this writer left it with {self._known}; expected one "
+                f"writer at a time: wait for the other run to end, or stop it, and start again"
+            )
         self._undo()
         first = not self.root.exists()
         root = self.root.with_name(f".{self.root.name}.first") if first else self.root
@@ -116,6 +124,10 @@ class EpisodeWriter:
             root.replace(self.root)
         else:
             self._forget()
+        self._known += len(episodes)
+
+    def _count(self) -> int:
+        return count_episodes(self.root) if self.root.exists() else 0
 
     def _note(self) -> None:
         """Begin an append: remember what is there. The list of files comes last and makes the journal valid."""

@@ -305,6 +305,22 @@ def test_a_writer_goes_on_after_an_episode_it_could_not_write(copy, monkeypatch)
     assert [episode.seed for episode in read_episodes(copy, views=[])] == [3, 4, 5, 9]
 
 
+def test_of_two_writers_the_one_that_was_overtaken_writes_nothing(copy, tmp_path):
+    one, other = EpisodeWriter(copy), EpisodeWriter(copy)
+    one.append(make(8))
+    before = files(copy)
+    with pytest.raises(OutputError, match="holds 4 episodes and this writer left it with 3; expected one writer"):
+        other.append(make(9))
+    assert files(copy) == before
+    one.append(make(10))
+    assert [episode.seed for episode in read_episodes(copy, views=[])] == [3, 4, 5, 8, 10]
+
+    early, late = EpisodeWriter(tmp_path / "new"), EpisodeWriter(tmp_path / "new")
+    early.append(make(1))
+    with pytest.raises(OutputError, match="left it with 0"):
+        late.append(make(2))
+
+
 @pytest.mark.slow
 def test_killed_for_real(copy):
     script = f"""
