@@ -5,7 +5,8 @@ of three at reset. Here a second label is made of others, all perturbed; both ar
 scripted behaviours off the demonstration of the held-out tasks and of some training tasks. Whoever knew the expected
 label would still score no more than the noise allows. The same runs of the same provers are summed up by three rules:
 the mean of five, which evaluation uses, the mean of three, which training data use, and the median of three, which is
-what it used to be.
+what it used to be. In windows of the length that evaluation looks at, the second label is scored as a judge is: does it
+fall where the first one falls?
 """
 
 import argparse
@@ -18,7 +19,7 @@ from rich.progress import track
 
 from envs.experts import OFF_DEMONSTRATION, record
 from envs.metaworld import HELD_OUT, PRECISE, PRETRAINING, MetaWorldEnv, ScriptedPolicy, SimulatorState
-from grm.metrics import expected_interval, spearman
+from grm.metrics import CHANGE_WINDOW, change_f1, changes, expected_interval, spearman
 
 from .results import write_result
 
@@ -44,8 +45,11 @@ class Moments(NamedTuple):
     states: list[SimulatorState]
 
 
-def moments(env: MetaWorldEnv, behaviour: str, seed: int, picked: Sequence[float]) -> Moments:
-    """One episode of the behaviour, kept at these fractions of its length."""
+def moments(env: MetaWorldEnv, behaviour: str, seed: int, picked: Sequence[float], *, window: int = 0) -> Moments:
+    """One episode of the behaviour, kept at these fractions of its length.
+
+    With a window of some frames, kept are the first and last state of each that ends there and begins in the episode.
+    """
     episode = record(env, behaviour, seed=seed, label_every=1_000_000)
     env.reset(seed=seed)
     every = [env.snapshot()]
@@ -53,7 +57,10 @@ def moments(env: MetaWorldEnv, behaviour: str, seed: int, picked: Sequence[float
         env.step(action)
         every.append(env.snapshot())
     last = len(every) - 1
-    return Moments(seed, every[0], [every[t] for t in sorted({round(f * last) for f in picked})])
+    ends = sorted({round(f * last) for f in picked})
+    if not window:
+        return Moments(seed, every[0], [every[t] for t in ends])
+    return Moments(seed, every[0], [every[t] for end in ends if end >= window for t in (end - window, end)])
 
 
 def prover_time(env: MetaWorldEnv, state: SimulatorState, prover: int, limit: int) -> float:
@@ -104,16 +111,25 @@ def jitter(labels: Float[np.ndarray, " t"]) -> float:
     return float(np.abs(np.diff(labels, n=2)).mean())
 
 
-def measure(task: str, *, episodes: int, states: int, frames: int, first: int) -> dict[str, object]:
-    """The task's row: `states` of each of `episodes` episodes, then `frames` consecutive ones of one more."""
+def fallings(labels: Float[np.ndarray, "sets 2*windows"]) -> dict[str, float]:
+    """Of windows (first label, last label): how often they fall by one set, how well the other finds it."""
+    ours, others = (np.array([changes(pair, window=1)[0] for pair in row.reshape(-1, 2)]) for row in labels)
+    return {"falling": float((ours == -1).mean()), "falling_f1": change_f1(others, ours, -1)}
+
+
+def measure(task: str, *, episodes: int, states: int, windows: int, frames: int, first: int) -> dict[str, object]:
+    """The task's row: `states` and `windows` of each of `episodes` episodes, `frames` consecutive ones of one more."""
     env = MetaWorldEnv(task, horizon=50, action_repeat=ACTION_REPEAT)
     prover = MetaWorldEnv(task, horizon=1_000_000, action_repeat=1)
     horizon = env.horizon * ACTION_REPEAT
-    pairs = []
+    pairs, looked = [], []
     for index in range(episodes):
         behaviour = OFF_DEMONSTRATION[(first + index) % len(OFF_DEMONSTRATION)]
         kept = moments(env, behaviour, FIRST_SEED + index, np.linspace(0.1, 1, states).tolist())
         pairs.append(label_twice(prover, kept, horizon))
+        picked = np.linspace(1 / windows, 1, windows).tolist()
+        kept = moments(env, behaviour, FIRST_SEED + index, picked, window=CHANGE_WINDOW)
+        looked.append(label_twice(prover, kept, horizon))
     kept = moments(env, "noisy", FIRST_SEED + episodes, np.linspace(0, 1, 51).tolist())
     middle = max(0, (len(kept.states) - frames) // 2)
     along = label_twice(prover, kept._replace(states=kept.states[middle : middle + frames]), horizon)
@@ -132,6 +148,7 @@ def measure(task: str, *, episodes: int, states: int, frames: int, first: int) -
             "jitter": float(np.mean([jitter(labels) for labels in along[rule]])),
             "mae_along": float(np.abs(along[rule][0] - along[rule][1]).mean()),
         }
+        measured |= fallings(np.concatenate([labels[rule] for labels in looked], axis=1))
         row |= {f"{name}_{rule}": value for name, value in measured.items()}
     return row | {"jitter_mean10": jitter(along["mean5"].mean(axis=0))}
 
@@ -141,6 +158,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE, *PRETRAINING[2::4]])
     parser.add_argument("--episodes", type=int, default=5, help="per task, each of another behaviour")
     parser.add_argument("--states", type=int, default=4, help="per episode")
+    parser.add_argument("--windows", type=int, default=8, help="per episode, for what falls")
     parser.add_argument("--frames", type=int, default=10, help="consecutive ones of one noisy episode, for the jitter")
     options = parser.parse_args()
 
@@ -149,6 +167,7 @@ def main() -> None:
             task,
             episodes=options.episodes,
             states=options.states,
+            windows=options.windows,
             frames=options.frames,
             first=place * options.episodes,
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import label_noise
-from benchmarks.label_noise import RULES, jitter, label_twice, measure, moments, prover_time, shares_of
+from benchmarks.label_noise import RULES, fallings, jitter, label_twice, measure, moments, prover_time, shares_of
 from envs.metaworld import MetaWorldEnv
 
 INF = float("inf")
@@ -46,6 +46,26 @@ def test_jitter_forgives_steady_progress():
     assert jitter(np.array([0.5, 0.0, 0.5])) == 1.0
 
 
+def test_what_falls_is_looked_for_in_windows():
+    ours, others = [0.5, 0.3, 0.5, 0.46, 0.4, 0.3, 0.2, 0.4], [0.5, 0.4, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4]
+    found = fallings(np.array([ours, others]))
+    assert found == {"falling": 0.5, "falling_f1": 0.5}, "windows 1 and 3 fall; found were 1 and 2"
+    assert np.isnan(fallings(np.array([[0.1, 0.2], [0.2, 0.1]]))["falling_f1"])
+
+
+def test_windows_begin_in_the_episode():
+    env = MetaWorldEnv("reach-v3", action_repeat=4, horizon=50)
+    every = moments(env, "noisy", 5, np.linspace(0, 1, 1000).tolist()).states
+    kept = moments(env, "noisy", 5, [0.0, 0.5, 1.0], window=5)
+    env.close()
+    last = len(every) - 1
+    half = round(0.5 * last)
+    expected = [every[half - 5], every[half], every[last - 5], every[last]] if half >= 5 else [every[-6], every[-1]]
+    assert len(kept.states) == len(expected)
+    for one, other in zip(kept.states, expected, strict=True):
+        np.testing.assert_array_equal(one.physics, other.physics)
+
+
 def test_labels_are_the_ones_made_everywhere():
     env = MetaWorldEnv("hand-insert-v3", action_repeat=4, horizon=50)
     prover = MetaWorldEnv("hand-insert-v3", action_repeat=1, horizon=1_000_000)
@@ -65,7 +85,7 @@ def test_labels_are_the_ones_made_everywhere():
 
 
 def test_a_task_where_nothing_is_in_doubt():
-    row = measure("reach-v3", episodes=1, states=4, frames=3, first=0)
+    row = measure("reach-v3", episodes=1, states=4, windows=2, frames=3, first=0)
     assert row["states"] == 4
     for rule in RULES:
         assert row[f"mae_{rule}"] < 0.05
