@@ -43,7 +43,7 @@ from grm.data.lerobot import EpisodeWriter
 from grm.data.replay import FILE, read_replay
 from grm.errors import TraceError
 from grm.evaluate import FALSE_POSITIVE_RATES, METRICS, Scored, by_task, score, score_all
-from grm.fusion import ConsistentFusion, Fuser, MeanFusion
+from grm.fusion import ConsistentFusion, Fuser, LeastFusion, MeanFusion
 from grm.metrics import Interval, expected_interval, tpr_at_fpr
 from grm.models.checkpoint import locate, read_config
 from grm.models.multiview import GRM, KIND, packaged_checkpoint
@@ -58,7 +58,11 @@ DEMONSTRATION_SEED = 10_000
 HORIZON = 100
 """Decisions a demonstration may take, at 20 per second."""
 SUITES = ("held-out", "visited", "failures")
-FUSERS: Mapping[str, Callable[[], Fuser]] = {"mean": MeanFusion, "consistent": ConsistentFusion}
+FUSERS: Mapping[str, Callable[[], Fuser]] = {
+    "mean": MeanFusion,
+    "consistent": ConsistentFusion,
+    "least": LeastFusion,
+}
 
 TARGETS: Mapping[str, tuple[str, float]] = {
     "spearman_visited": (">=", 0.80),

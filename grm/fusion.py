@@ -10,9 +10,10 @@ estimates the potential in its own way:
                                                                                                       demonstrated
 
 with Φ* the fused potential of step t - 1. `MeanFusion` averages the hops' three (Eq. 8), `ConsistentFusion` distrusts
-moments at which forward and backward disagree (Eq. 9-11). They are separate: at full confidence Eq. 11 weighs the
+moments at which forward and backward disagree (Eq. 9-11), `LeastFusion` takes the least of all but the incremental one.
+The paper's two are separate: at full confidence Eq. 11 weighs the
 perspectives 1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each. The paper has no absolute estimate. It agrees better with the
-truth off the demonstrations than any hop does, so both rules give it half of the weight (docs/decisions/0007).
+truth off the demonstrations than any hop does, so both of its rules give it half of the weight (docs/decisions/0007).
 
 The paper proves only Φ_I bounded: a model that errs puts Φ_F in [-1, 1] and Φ_B in [0, 2] (the official demonstration
 shows 1.67). Both are therefore clamped to [0, 1] *before* fusing, after which every fusion is a convex combination
@@ -132,6 +133,30 @@ class ConsistentFusion:
         weight = self.confidence(phi_f, phi_b)
         held = np.where(np.isnan(previous), target, previous)
         potential = np.asarray((1 - weight) * held + weight * target)
+        return potential, _spread(estimates, potential)
+
+
+@dataclass(frozen=True, slots=True)
+class LeastFusion:
+    """The least of forward, backward and absolute: as far as all of them agree that it got. Ours.
+
+    What a learner maximises it finds where an estimate is too high; a state deceives this rule only if it deceives all
+    three. The incremental perspective stands where none of them was answered, and nowhere else: without it the
+    potential is a function of the frame, its first and the goal picture, and no error is carried on to the next step.
+    """
+
+    def __call__(
+        self,
+        previous: Float[np.ndarray, "*batch"],
+        incremental: Float[np.ndarray, "members *batch"],
+        forward: Float[np.ndarray, "members *batch"],
+        backward: Float[np.ndarray, "members *batch"],
+        absolute: Float[np.ndarray, "members *batch"],
+    ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
+        """See `Fuser`."""
+        estimates = _estimates(previous, incremental, forward, backward, absolute)
+        least = np.fmin.reduce(estimates[1:, 0])
+        potential = np.where(np.isnan(least), estimates[0, 0], least)
         return potential, _spread(estimates, potential)
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from grm.errors import TraceError
-from grm.fusion import ConsistentFusion, Fuser, MeanFusion, OnePerspective, is_cyclic
+from grm.fusion import ConsistentFusion, Fuser, LeastFusion, MeanFusion, OnePerspective, is_cyclic
 
 NAN = np.nan
-FUSERS: list[Fuser] = [MeanFusion(), ConsistentFusion(), ConsistentFusion(floor=1e-9)]
+FUSERS: list[Fuser] = [MeanFusion(), ConsistentFusion(), ConsistentFusion(floor=1e-9), LeastFusion()]
 
 
 def fuse(fuser, previous, incremental, forward, backward, absolute=NAN):
@@ -97,6 +97,23 @@ def test_the_absolute_estimate_has_half_of_the_weight():
     assert fuse(ConsistentFusion(), 0.4, 0.5, 0.6, -0.4, 0.1)[0] == pytest.approx(((0.7 + 0.6) / 2 + 0.1) / 2)
     for fuser in FUSERS:
         assert fuse(fuser, NAN, NAN, NAN, NAN, 0.1) == (pytest.approx(0.1), 0)
+
+
+@pytest.mark.parametrize(
+    ("estimates", "expected"),
+    [
+        ((0.5, 0.6, -0.2, 0.9), 0.6),
+        ((0.5, 0.6, -0.7, 0.9), 0.3),
+        ((0.5, 0.6, -0.2, 0.1), 0.1),
+        ((-1.0, 0.6, -0.2, 0.9), 0.6),  # Φ_I = 0 is the least and has no say
+        ((0.5, -0.6, -0.2, 0.9), 0.0),  # clamped
+        ((0.5, NAN, -0.2, 0.9), 0.8),
+        ((0.5, NAN, NAN, NAN), 0.7),
+        ((NAN, NAN, NAN, NAN), NAN),
+    ],
+)
+def test_least_by_hand(estimates, expected):
+    assert fuse(LeastFusion(), 0.4, *estimates)[0] == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize(
