@@ -511,7 +511,7 @@ def main() -> None:
     parser.add_argument("--train-data", type=Path, nargs="*", default=[Path("data/pretraining/plain")])
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE])
     parser.add_argument("--steps", type=int, default=200, help="of adaptation")
-    parser.add_argument("--fuser", choices=sorted(FUSERS), default="mean")
+    parser.add_argument("--fuser", choices=sorted(FUSERS), default="least")
     parser.add_argument("--cache", type=Path, default=Path("data/decoded"), help="decoded pictures, as of `grm train`")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()

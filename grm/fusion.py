@@ -10,10 +10,10 @@ estimates the potential in its own way:
                                                                                                       demonstrated
 
 with Φ* the fused potential of step t - 1. `MeanFusion` averages the hops' three (Eq. 8), `ConsistentFusion` distrusts
-moments at which forward and backward disagree (Eq. 9-11), `LeastFusion` takes the least of all but the incremental one.
-The paper's two are separate: at full confidence Eq. 11 weighs the
-perspectives 1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each. The paper has no absolute estimate. It agrees better with the
-truth off the demonstrations than any hop does, so both of its rules give it half of the weight (docs/decisions/0007).
+moments at which forward and backward disagree (Eq. 9-11), `LeastFusion`, the default, takes the least of all but the
+incremental one (docs/decisions/0016). The paper's two are separate: at full confidence Eq. 11 weighs the perspectives
+1/2, 1/4, 1/4 and Eq. 8 weighs them 1/3 each. The paper has no absolute estimate. It agrees better with the truth off
+the demonstrations than any hop does, so both of its rules give it half of the weight (docs/decisions/0007).
 
 The paper proves only Φ_I bounded: a model that errs puts Φ_F in [-1, 1] and Φ_B in [0, 2] (the official demonstration
 shows 1.67). Both are therefore clamped to [0, 1] *before* fusing, after which every fusion is a convex combination

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from grm.data.pairs import hops_of_pairs
 from grm.errors import TraceError
-from grm.fusion import MeanFusion
+from grm.fusion import LeastFusion
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork
 from grm.train import CERTAIN, two_hot
 
@@ -99,7 +99,7 @@ class GRMRewardModel(PreTrainedRewardModel):
             absolute = self._progress(text, init, goal, now)
         known = [x.double().cpu().numpy()[None] for x in (forward, absolute)]
         nothing = np.full_like(known[0], np.nan)
-        potential, _ = MeanFusion()(nothing[0], nothing, known[0], nothing, known[1])
+        potential, _ = LeastFusion()(nothing[0], nothing, known[0], nothing, known[1])
         return torch.from_numpy(potential).float()
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, float]]:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, TraceError
-from ..fusion import Fuser, MeanFusion, is_cyclic
+from ..fusion import Fuser, LeastFusion, is_cyclic
 from ..reward import BLACK, Frame, PerspectiveJudgement, ProcessReward, Task
 from .backbone import HashedText, build_backbone
 from .checkpoint import load_weights, locate, read_config, save_checkpoint
@@ -193,12 +193,12 @@ class GRM(ProcessReward[Frame, Carry]):
 
     Args:
         network: the trained network; it is put in evaluation mode.
-        fuser: how three perspectives become one potential.
+        fuser: how the perspectives become one potential; `LeastFusion()` if None.
     """
 
     def __init__(self, network: MultiViewNetwork, *, fuser: Fuser | None = None) -> None:
         self.network = network.eval()
-        self.fuser = fuser or MeanFusion()
+        self.fuser = fuser or LeastFusion()
         self._folded: FoldedHeads | None = None
 
     @classmethod

@@ -8,7 +8,7 @@ import pytest
 
 from grm.data.lerobot import EpisodeWriter, read_episodes
 from grm.errors import CheckpointError, OutputError, TraceError
-from grm.fusion import MeanFusion, OnePerspective
+from grm.fusion import LeastFusion, OnePerspective
 from grm.models.multiview import GRM
 from policies import one_shot
 from policies.arms import ARMS, CLASSIFIER, CLONED, DENSE, GRM_ONLY, GRM_SHAPED, SPARSE, arm_named
@@ -238,7 +238,7 @@ def test_perspectives_and_views_are_what_the_arm_says(begun_copy, demonstration)
 
     for perspective in ("incremental", "forward", "backward"):
         assert asked(f"grm_{perspective}").model.fuser == OnePerspective(perspective)
-    assert asked("grm").model.fuser == MeanFusion()
+    assert asked("grm").model.fuser == LeastFusion()
     assert asked("grm").views == ()
     assert asked("grm_single_view").views == ("corner",)
     assert list(seen_by(arm_named("grm_single_view"), demonstration).views) == ["corner"]

@@ -22,7 +22,7 @@ TASK = Task(instruction="move the square")
 def saved(tmp_path_factory):
     """A reward model as lerobot-train leaves it."""
     folder = tmp_path_factory.mktemp("lerobot") / "model"
-    torch.manual_seed(5)
+    torch.manual_seed(1)  # its hops are not all backward
     GRMRewardModel(GRMConfig(device="cpu", architecture=TINY, step_back=2)).save_pretrained(folder)
     return folder
 

@@ -7,12 +7,12 @@ import torch
 from grm.data.episodes import Episode
 from grm.data.replay import read_replay
 from grm.errors import CheckpointError, TraceError
-from grm.fusion import ConsistentFusion, MeanFusion
+from grm.fusion import ConsistentFusion, LeastFusion, MeanFusion
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork, _Question, packaged_checkpoint
 from grm.reward import BLACK, Frame, Task
 from grm.testing import check_process_reward
 
-SEED = 15
+SEED = 1
 """Of a network whose hops are neither all forward nor all backward, with a goal and without."""
 TINY = Architecture(image_size=16, features=16, text_features=8, text_buckets=64)
 
@@ -77,7 +77,7 @@ def test_laws(model, task, trace):
         assert np.ptp(judgement.potential[judgement.judged]) > 0.01, "a constant obeys every law"
 
 
-@pytest.mark.parametrize("fuser", [MeanFusion(), ConsistentFusion()])
+@pytest.mark.parametrize("fuser", [MeanFusion(), ConsistentFusion(), LeastFusion()])
 def test_laws_with_every_fuser(fuser):
     check_process_reward(GRM(tiny_network(SEED), fuser=fuser), WITH_GOAL, FRAMES)
 
@@ -98,10 +98,8 @@ def test_the_first_potential_is_zero_and_what_follows_is_the_fusion_of_its_parts
     assert np.ptp(judgement.absolute) > 0
     assert ((judgement.success > 0) & (judgement.success < 1)).all()
     cyclic = model.extend([model.start(WITH_GOAL)], [FRAMES])[0][0].cyclic
-    hops = [judgement.incremental] if cyclic else [judgement.incremental, judgement.forward, judgement.backward]
-    fused = np.clip(hops, 0, 1).mean(0)
-    if not cyclic:
-        fused = (fused + judgement.absolute) / 2
+    parts = [judgement.incremental] if cyclic else [judgement.forward, judgement.backward, judgement.absolute]
+    fused = np.clip(parts, 0, 1).min(0)
     np.testing.assert_allclose(judgement.potential[1:], fused[1:], atol=1e-12)
 
 
@@ -128,8 +126,7 @@ def saying(bin_: int) -> GRM:
 
 def test_a_goal_that_looks_like_the_start_leaves_the_increments_alone():
     sure = parts_of(saying(40), cyclic=False)  # every hop is +1: the goal is no start
-    hops = np.clip([sure.incremental, sure.forward, sure.backward], 0, 1).mean(0)
-    np.testing.assert_allclose(sure.potential[1:], ((hops + sure.absolute) / 2)[1:])
+    np.testing.assert_allclose(sure.potential[1:], sure.absolute[1:])
     cyclic = parts_of(saying(24), cyclic=True)  # every hop is +0.2: the goal is taken for the start
     np.testing.assert_allclose(cyclic.potential, 1 - 0.8 ** np.arange(6), atol=1e-6)
     np.testing.assert_allclose(cyclic.forward, 0.2, atol=1e-6)
@@ -189,7 +186,7 @@ class BrightHeads:
 
 
 def bright(network: Brightness) -> GRM:
-    model = GRM(network)
+    model = GRM(network, fuser=MeanFusion())  # in which every perspective shows
     model._folded = BrightHeads(network)
     return model
 
@@ -423,7 +420,7 @@ def test_expected_hops_stay_in_range_and_hit_the_bins():
 
 def test_saved_and_loaded(model, tmp_path):
     model.save_pretrained(tmp_path, {"trained on": "noise"})
-    loaded = GRM.from_pretrained(tmp_path, fuser=MeanFusion())
+    loaded = GRM.from_pretrained(tmp_path, fuser=LeastFusion())
     np.testing.assert_array_equal(loaded.judge(WITH_GOAL, FRAMES).potential, model.judge(WITH_GOAL, FRAMES).potential)
     assert json.loads((tmp_path / "config.json").read_text())["card"] == {"trained on": "noise"}
 

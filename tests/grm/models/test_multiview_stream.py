@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from grm.fusion import ConsistentFusion, MeanFusion
+from grm.fusion import ConsistentFusion, LeastFusion, MeanFusion
 from grm.models.multiview import GRM, Architecture, MultiViewNetwork
 from grm.reward import Frame, PerspectiveJudgement, Task
 from grm.testing import check_process_reward
@@ -30,7 +30,7 @@ def frame(generator: np.random.Generator, *names: str, size: int = 16) -> Frame:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_streams_of_many_prefixes_answer_as_whole_traces_alone(seed):
-    model = outspoken(seed, ConsistentFusion() if seed % 2 else MeanFusion())
+    model = outspoken(seed, (MeanFusion(), ConsistentFusion(), LeastFusion())[seed % 3])
     generator = np.random.default_rng(seed)
     three = ("corner", "top", "wrist")
     goal, other = frame(generator, *three), frame(generator, "top")
