@@ -514,6 +514,7 @@ def main() -> None:
     parser.add_argument("--fuser", choices=sorted(FUSERS), default="least")
     parser.add_argument("--cache", type=Path, default=Path("data/decoded"), help="decoded pictures, as of `grm train`")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--name", default="evaluation", help="of the files in benchmarks/results")
     options = parser.parse_args()
 
     models = [locate(model, packaged_checkpoint()) for model in options.models]
@@ -541,7 +542,7 @@ def main() -> None:
     for name in (name for name, said in verdict.items() if said == "not measured"):
         print(f"{name:36} not measured")
     path = write_result(
-        "evaluation",
+        options.name,
         table.summary,
         seeds=[int(read_config(model, KIND)["card"].get("seed", 0)) for model in models],
         rows=table.rows,

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--learner-tasks", nargs="*", default=["hand-insert"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/red_team"))
+    parser.add_argument("--name", default="red_team", help="of the files in benchmarks/results")
     options = parser.parse_args()
 
     learner_tasks = {task_name(name) for name in options.learner_tasks}
@@ -117,7 +118,7 @@ def main() -> None:
     for name, interval in summary.items():
         print(f"{name:20} {interval.value:6.3f}  [{interval.low:.3f}, {interval.high:.3f}]")
     path = write_result(
-        "red_team",
+        options.name,
         summary,
         seeds=options.seeds,
         rows=rows,
