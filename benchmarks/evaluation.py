@@ -532,7 +532,8 @@ def main() -> None:
         finished[str(line["key"])] = line
 
     # The folder is where the model is today; the unit may have been judged when it was elsewhere.
-    lines = [finished[unit.key] | {"model": str(unit.model)} for unit in units]
+    names = {model: given or "packaged" for model, given in zip(models, options.models, strict=True)}
+    lines = [finished[unit.key] | {"model": names[unit.model]} for unit in units]
     table = aggregate(lines, options.data)
     verdict = verdicts(table.summary, failed=table.episodes["failed"])
     for name, interval in table.summary.items():
