@@ -10,7 +10,8 @@ folders of `--data` with one data set per task:
     demonstrations   the demonstrations; made here
 
 and of `--train-data`, which the models were trained on, the episodes that `grm train` held out, with the last frame of
-a training episode as the goal picture.
+a training episode as the goal picture; of `--unseen-data`, training tasks too but data nobody was trained on, all
+episodes but the first success, whose last frame is the goal picture.
 
 One model on one task is a unit. Its judgements are kept (`units.jsonl` and `units/` of `--data`), so that a run that is
 interrupted goes on, and a metric that is changed needs no judging again; delete them after a change of `grm.train`.
@@ -97,10 +98,10 @@ class Unit:
     """The model's training seed, also that of the adaptation."""
     fuser: str
     split: str
-    """`held-out` or `training`."""
+    """`held-out`, `training` or `unseen`."""
     task: str
     root: Path
-    """Of split `held-out` the folder of the suites, of `training` the task's data set."""
+    """Of split `held-out` the folder of the suites, else the task's data set."""
     steps: int
     """Of adaptation; 0 on training tasks."""
     data_hash: str
@@ -185,6 +186,19 @@ def validation_split(model: Path, folders: Sequence[Path]) -> dict[Path, tuple[i
     return {root: split[root.resolve()] for root in datasets(folders)}
 
 
+def require_unseen(model: Path, folders: Sequence[Path]) -> None:
+    """Raise `TraceError` if the command of the model, or of one it went on from, names one of these data sets."""
+    card: Mapping | None = read_config(model, KIND)["card"]
+    while card:
+        for root in datasets(folders):
+            if _names(card, root):
+                raise TraceError(
+                    f"{root} is data of {card.get('command')!r}, which {model} comes from; expected data nobody was "
+                    f"trained on: name it with --train-data, or collect some with another --seed"
+                )
+        card = card.get("from")
+
+
 def _options(card: Mapping) -> dict[str, list[str]]:
     """The words after each option of the command on a card."""
     options: dict[str, list[str]] = {}
@@ -233,6 +247,10 @@ def plan(models: Sequence[Path], tasks: Sequence[str], options: argparse.Namespa
         for root, rule in validation_split(model, options.train_data).items() if options.train_data else ():
             digest = hashlib.sha256(f"{_fingerprint(root)} {rule}".encode()).hexdigest()
             trained.append(Unit(**common, split="training", task=root.name, root=root, steps=0, data_hash=digest))
+        require_unseen(model, options.unseen_data)
+        for root in datasets(options.unseen_data):
+            digest = _fingerprint(root)
+            trained.append(Unit(**common, split="unseen", task=root.name, root=root, steps=0, data_hash=digest))
     return held + trained
 
 
@@ -248,6 +266,13 @@ def measure(unit: Unit, *, tasks: Sequence[str], data: Path, cache: Path) -> dic
         if shown is None:
             raise TraceError(f"{unit.root} has no success among its training episodes; expected one, for its goal")
         scored = {("zero-shot", "training"): score_all(model, unseen, {unit.task: shown.frames[-1]})}
+    elif unit.split == "unseen":
+        episodes = list(read_decoded(unit.root, cache))
+        goal = next((i for i, episode in enumerate(episodes) if episode.succeeded), None)
+        if goal is None:
+            raise TraceError(f"{unit.root} has no success among its episodes; expected one, for its goal")
+        shown = episodes.pop(goal)
+        scored = {("zero-shot", "training"): score_all(model, episodes, {unit.task: shown.frames[-1]})}
     else:
         shown = {task: demonstration_of(task, data, cache) for task in tasks}
         wall, cpu = time.perf_counter(), time.process_time()
@@ -395,7 +420,7 @@ def aggregate(units: Sequence[Mapping], data: Path, *, seed: int = 0) -> Table:
             every = [item for items in parts.values() for item in items]
             row = about | {"arm": arm, "episodes": len(every), "failed": sum(not i.episode.succeeded for i in every)}
             rows.append(row | {k: round(v, 4) for k, v in ((timed if arm == "one-shot" else {}) | metrics).items()})
-            if unit["split"] == "training":
+            if unit["split"] != "held-out":
                 if "spearman_off_demo" in metrics:
                     note("spearman_train_tasks", task, metrics["spearman_off_demo"])
                 continue
@@ -509,6 +534,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[""], help="checkpoints; nothing for the packaged one")
     parser.add_argument("--data", type=Path, default=Path("data/evaluation"))
     parser.add_argument("--train-data", type=Path, nargs="*", default=[Path("data/pretraining/plain")])
+    parser.add_argument("--unseen-data", type=Path, nargs="*", default=[], help="training tasks, nobody trained on it")
     parser.add_argument("--tasks", nargs="+", default=[*HELD_OUT, *PRECISE])
     parser.add_argument("--steps", type=int, default=200, help="of adaptation")
     parser.add_argument("--fuser", choices=sorted(FUSERS), default="least")

@@ -161,6 +161,23 @@ def test_the_demonstration_is_never_evaluated(tmp_path):
         evaluation.prepare(TASKS[0], tmp_path, tmp_path / "decoded")
 
 
+def test_data_nobody_trained_on_is_judged_whole_but_for_its_goal(run, world, tmp_path):
+    with pytest.raises(TraceError, match="expected data nobody was trained on"):
+        run("--unseen-data", str(world / "train"))
+    assert not (tmp_path / "data" / "units.jsonl").exists()
+
+    other = tmp_path / "other" / "right-v3"
+    EpisodeWriter(other).append(*(film(s, "right-v3", "expert" if s == 21 else "wander") for s in (20, 21, 22)))
+    content = run("--train-data", "--unseen-data", str(other.parent))
+    assert content["episodes"]["training"] == 2
+    assert "spearman_train_tasks" in content["summary"]
+
+    failed = tmp_path / "failed" / "right-v3"
+    EpisodeWriter(failed).append(film(30, "right-v3", "wander"))
+    with pytest.raises(TraceError, match="no success among its episodes"):
+        run("--train-data", "--unseen-data", str(failed))
+
+
 def test_unseen_episodes_are_those_that_training_held_out(tmp_path):
     folders = [tmp_path / "plain" / name for name in ("left-v3", "right-v3")]
     for folder in folders:
